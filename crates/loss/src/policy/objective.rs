@@ -1,0 +1,179 @@
+//! The objective of a policy update: policy term, KL in the loss, entropy bonus.
+
+use tch::{Kind as TensorKind, Tensor};
+
+use super::sums::read;
+use super::{Cpg, PolicyTokens, PpoClip, TokenSums, cpg, ppo_clip};
+use crate::aggregate::{Aggregation, Denominators, Layout, aggregate};
+use crate::{LossError, check, kl};
+
+/// Which policy term.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum PolicyTerm {
+    /// PPO's clipped surrogate.
+    PpoClip(PpoClip),
+    /// Clipped policy gradient.
+    Cpg(Cpg),
+}
+
+/// KL to the reference as a term of the loss.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct KlTerm {
+    /// Its coefficient, at least 0.
+    pub coef: f64,
+    /// Which estimate.
+    pub kind: kl::Kind,
+    /// verl's clamps, or none.
+    pub clamps: kl::Clamps,
+}
+
+/// What an update minimises:
+/// `agg(policy term) + kl.coef * agg(kl(logp, ref)) - entropy_coef * agg(H)`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Objective {
+    /// The policy term. Default PPO clip as verl sets it.
+    pub policy: PolicyTerm,
+    /// How token losses are aggregated, the same for all terms. Default the token mean.
+    pub aggregation: Aggregation,
+    /// KL in the loss. Default none.
+    pub kl: Option<KlTerm>,
+    /// Weight of the entropy bonus. Default 0, which needs no entropies.
+    pub entropy_coef: f64,
+}
+
+impl Default for Objective {
+    fn default() -> Self {
+        Self {
+            policy: PolicyTerm::PpoClip(PpoClip::default()),
+            aggregation: Aggregation::TokenMean,
+            kl: None,
+            entropy_coef: 0.0,
+        }
+    }
+}
+
+/// One micro-batch. All tensors have the shape of `logp`: `[B, T]` or `[N]`, as `layout` says.
+#[derive(Debug, Clone, Copy)]
+pub struct Batch<'a> {
+    /// Log-prob of each token under the policy that learns, with gradients.
+    pub logp: &'a Tensor,
+    /// The same under the policy that sampled (or at the start of the update); no gradient.
+    pub old_logp: &'a Tensor,
+    /// Advantage of each token; no gradient.
+    pub advantage: &'a Tensor,
+    /// Log-prob under the reference; needed with [`Objective::kl`].
+    pub ref_logp: Option<&'a Tensor>,
+    /// Entropy of each token's distribution, with gradients; needed with a non-zero
+    /// [`Objective::entropy_coef`], else only reported.
+    pub entropy: Option<&'a Tensor>,
+    /// Which tokens count (response tokens of samples that are kept).
+    pub mask: &'a Tensor,
+    /// How tokens are laid out.
+    pub layout: Layout<'a>,
+}
+
+/// A micro-batch's share of the loss.
+#[derive(Debug)]
+pub struct PolicyTerms {
+    /// The contribution, a scalar with gradients to `logp` (and `entropy`). The contributions of
+    /// all micro-batches of all ranks add up to the loss of the batch.
+    pub loss: Tensor,
+    /// Figures that add up likewise.
+    pub sums: TokenSums,
+}
+
+/// The objective on one micro-batch, with denominators of the whole batch.
+///
+/// Sources: verl `compute_policy_loss_vanilla` and the actor's update; LightRFT `PolicyLoss` with
+/// `use_kl_loss`. A micro-batch without masked-in tokens contributes 0 to everything.
+///
+/// # Errors
+/// [`LossError::Missing`] for a term whose input is not there, [`LossError::NonFinite`] when the
+/// contribution is no number, [`LossError::Empty`] when the whole batch has nothing to average
+/// over; else as [`ppo_clip`], [`kl::kl_tokens`] and [`aggregate`].
+pub fn policy_loss(
+    objective: &Objective,
+    batch: &Batch<'_>,
+    denominators: &Denominators,
+) -> Result<PolicyTerms, LossError> {
+    const F: &str = "policy_loss";
+    let shape = batch.logp.size();
+    let mask = check::mask(F, &shape, batch.mask)?;
+    let agg = |tokens: &Tensor| {
+        aggregate(objective.aggregation, tokens, &mask, batch.layout, denominators)
+    };
+    let total = |tokens: &Tensor| {
+        tokens.detach().masked_fill(&mask.logical_not(), 0.0).sum(TensorKind::Double)
+    };
+
+    let tokens = policy_tokens(&objective.policy, batch, &mask)?;
+    let policy = agg(&tokens.loss)?;
+    let mut loss = policy.shallow_clone();
+    let zero = Tensor::zeros([], (TensorKind::Double, batch.logp.device()));
+    let (mut kl_loss, mut kl_sum) = (zero.shallow_clone(), zero.shallow_clone());
+    if let Some(term) = &objective.kl {
+        check::parameter(F, "kl.coef", term.coef, term.coef >= 0.0, "at least 0")?;
+        let kl_tokens = reference_kl(term, batch, &mask)?;
+        kl_loss = agg(&kl_tokens)?;
+        kl_sum = total(&kl_tokens);
+        loss += &kl_loss * term.coef;
+    }
+    let (mut entropy_loss, mut entropy_sum) = (zero.shallow_clone(), zero);
+    let coef = objective.entropy_coef;
+    check::parameter(F, "entropy_coef", coef, true, "a finite number")?;
+    if let Some(entropy) = batch.entropy {
+        check::shape(F, "entropy", &shape, entropy)?;
+        entropy_sum = total(entropy);
+        entropy_loss = agg(entropy)?;
+        if coef != 0.0 {
+            loss -= &entropy_loss * coef;
+        }
+    } else if coef != 0.0 {
+        let because = "entropy_coef is not 0";
+        return Err(LossError::Missing { function: F, argument: "entropy", because });
+    }
+
+    let figures = read([
+        &mask.sum(TensorKind::Double),
+        &tokens.clipped.sum(TensorKind::Double),
+        &tokens.clipped_lower.sum(TensorKind::Double),
+        &-total(&tokens.log_ratio),
+        &kl_sum,
+        &entropy_sum,
+        &policy,
+        &kl_loss,
+        &entropy_loss,
+        &loss,
+    ]);
+    let sums = TokenSums::from_array(figures);
+    check::finite(F, "the policy term", sums.policy_loss)?;
+    check::finite(F, "the KL term", sums.kl_loss)?;
+    check::finite(F, "the loss", sums.loss)?;
+    Ok(PolicyTerms { loss, sums })
+}
+
+fn policy_tokens(
+    term: &PolicyTerm,
+    batch: &Batch<'_>,
+    mask: &Tensor,
+) -> Result<PolicyTokens, LossError> {
+    let Batch { logp, old_logp, advantage, .. } = *batch;
+    match term {
+        PolicyTerm::PpoClip(spec) => ppo_clip(spec, logp, old_logp, advantage, mask),
+        PolicyTerm::Cpg(spec) => cpg(spec, logp, old_logp, advantage, mask),
+    }
+}
+
+/// KL to the reference with 0 outside the mask, set before the maths so that NaN there cannot
+/// reach a gradient.
+fn reference_kl(term: &KlTerm, batch: &Batch<'_>, mask: &Tensor) -> Result<Tensor, LossError> {
+    const F: &str = "policy_loss";
+    let Some(ref_logp) = batch.ref_logp else {
+        let because = "the objective has a KL term";
+        return Err(LossError::Missing { function: F, argument: "ref_logp", because });
+    };
+    check::shape(F, "ref_logp", &batch.logp.size(), ref_logp)?;
+    let outside = mask.logical_not();
+    let logp = batch.logp.masked_fill(&outside, 0.0);
+    kl::kl_tokens(term.kind, term.clamps, &logp, &ref_logp.masked_fill(&outside, 0.0))
+}
