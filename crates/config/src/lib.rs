@@ -1,1 +1,25 @@
-//! .
+//! The recipe: one TOML file that says what a run is.
+//!
+//! - [`schema`] holds the keys, typed and documented; `docs/recipe.md` is made from those comments.
+//! - [`Recipe::from_toml`] reads a file and `--set` overrides; an unknown key is an error that
+//!   names the key and the nearest valid one.
+//! - [`Recipe::validate`] finds values that contradict one another and says how to mend them.
+//! - [`derive`] works out what follows from the values (`plumb explain`).
+
+pub mod derive;
+pub mod document;
+mod error;
+mod parse;
+pub mod schema;
+mod validate;
+
+pub use error::{ConfigError, Contradiction};
+pub use parse::Override;
+pub use schema::{
+    Advantage, AlgorithmConfig, CheckpointConfig, Component, ComponentKind, DataConfig, Dtype,
+    EngineConfig, EvaluateStage, ExportStage, GroupConfig, GroupsConfig, GrpoStage, KlConfig,
+    KlKind, KlPlace, LabelStage, LossConfig, Measure, ModelConfig, OldLogps, OptimizerConfig,
+    PrepareStage, Recipe, RewardConfig, RewardModelStage, RolloutConfig, SampleStage,
+    SamplingConfig, Schedule, ScoreHeadConfig, ScoreHeadKind, ScoreInput, Stage, Strategy, TimeoutConfig,
+    Transform,
+};

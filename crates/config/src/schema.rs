@@ -1,0 +1,92 @@
+//! The keys of a recipe. The comments of this module's structs are the text of `docs/recipe.md`.
+
+mod algorithm;
+mod model;
+mod reward;
+mod stage;
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+pub use algorithm::{
+    Advantage, AlgorithmConfig, KlConfig, KlKind, KlPlace, LossConfig, OldLogps, OptimizerConfig,
+    Schedule,
+};
+pub use model::{
+    Dtype, EngineConfig, GroupConfig, GroupsConfig, ModelConfig, RolloutConfig, SamplingConfig,
+    Strategy, TimeoutConfig,
+};
+pub use reward::{Component, ComponentKind, RewardConfig, ScoreInput, Transform};
+pub use stage::{
+    EvaluateStage, ExportStage, GrpoStage, LabelStage, Measure, PrepareStage, RewardModelStage,
+    SampleStage, ScoreHeadConfig, ScoreHeadKind, Stage,
+};
+
+/// A recipe: the whole of a run.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Recipe {
+    /// Name of the run; it stands in the job id and the report.
+    pub name: String,
+    /// Seed of data order, sampling, fresh heads and reported intervals. `--set seed=7` overrides it.
+    pub seed: u64,
+    /// The language model that is trained.
+    pub model: ModelConfig,
+    /// Prompt files.
+    pub data: DataConfig,
+    /// Worker groups: how many processes each role has.
+    #[serde(default)]
+    pub groups: GroupsConfig,
+    /// How the training engine cuts its work.
+    #[serde(default)]
+    pub engine: EngineConfig,
+    /// Limits of the generation engine.
+    #[serde(default)]
+    pub rollout: RolloutConfig,
+    /// How tokens are drawn during training.
+    pub sampling: SamplingConfig,
+    /// The reinforcement learning algorithm.
+    pub algorithm: AlgorithmConfig,
+    /// What an answer is worth.
+    pub reward: RewardConfig,
+    /// Commits to disk.
+    #[serde(default)]
+    pub checkpoint: CheckpointConfig,
+    /// How long to wait for what.
+    #[serde(default)]
+    pub timeouts: TimeoutConfig,
+    /// What runs, in order.
+    pub stage: Vec<Stage>,
+}
+
+/// Prompt files: JSON lines with `id`, `label`, `messages` and, where there is one, `reference`.
+/// Relative paths are taken from the recipe's folder.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DataConfig {
+    /// Prompts to train on.
+    pub train: String,
+    /// Prompts that are only used to evaluate.
+    pub heldout: String,
+    /// How often a label is drawn, relative to the others; absent: as often as it stands in the
+    /// file.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub label_weights: BTreeMap<String, f64>,
+}
+
+/// When the policy is committed to disk. A lost policy rank takes the job back to the last commit.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct CheckpointConfig {
+    /// Steps between commits; the last step is always committed.
+    pub every_steps: u64,
+    /// Commits that are kept.
+    pub keep: usize,
+}
+
+impl Default for CheckpointConfig {
+    fn default() -> Self {
+        Self { every_steps: 20, keep: 1 }
+    }
+}

@@ -1,0 +1,274 @@
+//! Keys of the algorithm.
+
+use serde::{Deserialize, Serialize};
+
+/// GRPO: groups of answers to one prompt are compared with one another.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AlgorithmConfig {
+    /// How rewards become advantages: `group_norm` (LightRFT: unbiased standard deviation + 1e-9),
+    /// `grpo` (verl: + 1e-6, a lone sample keeps its score), `rloo`, `reinforce_baseline`.
+    pub advantage: Advantage,
+    /// Divide by the group's standard deviation. Only `grpo` can switch it off.
+    #[serde(default = "yes")]
+    pub normalise_by_std: bool,
+    /// Steps: generate, score, update, publish.
+    pub steps: u64,
+    /// Prompts in a step.
+    pub prompts_per_step: u32,
+    /// Answers to each prompt; they are one group.
+    pub samples_per_prompt: u32,
+    /// Optimiser steps that a step's samples are cut into.
+    #[serde(default = "one")]
+    pub mini_batches: u32,
+    /// Passes over a step's samples.
+    #[serde(default = "one")]
+    pub epochs: u32,
+    /// Where the old log-probs of the ratio come from: `rollout` (recorded while sampling),
+    /// `recompute` (by the policy before its update) or `current` (ratio 1; one optimiser step a
+    /// step only).
+    #[serde(default)]
+    pub old_logps: OldLogps,
+    /// Discount per token when KL stands in the reward.
+    #[serde(default = "unit")]
+    pub gamma: f64,
+    /// Leave out groups whose rewards are all equal: they carry no gradient.
+    #[serde(default)]
+    pub skip_equal_groups: bool,
+    /// The policy loss.
+    #[serde(default)]
+    pub loss: LossConfig,
+    /// The leash to the reference model.
+    #[serde(default)]
+    pub kl: KlConfig,
+    /// AdamW and its schedule.
+    pub optimizer: OptimizerConfig,
+}
+
+/// How rewards become advantages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Advantage {
+    /// LightRFT's `group_norm`.
+    GroupNorm,
+    /// verl's `grpo`.
+    Grpo,
+    /// Leave one out.
+    Rloo,
+    /// Minus the group's mean.
+    ReinforceBaseline,
+}
+
+/// Source of the old log-probs.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OldLogps {
+    /// Recorded while sampling.
+    #[default]
+    Rollout,
+    /// Computed by the policy before its update.
+    Recompute,
+    /// The current ones; the ratio is 1 by definition.
+    Current,
+}
+
+impl OldLogps {
+    /// The name on the wire.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Rollout => "rollout",
+            Self::Recompute => "recompute",
+            Self::Current => "current",
+        }
+    }
+}
+
+/// The policy loss: clipped ratio, with dual clip and entropy where wanted.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LossConfig {
+    /// The ratio is cut below 1 - this.
+    pub clip_low: f64,
+    /// The ratio is cut above 1 + this.
+    pub clip_high: f64,
+    /// Bound of the loss for negative advantages (above 1); 0 is off.
+    pub dual_clip: f64,
+    /// `token-mean`, `seq-mean-token-sum`, `seq-mean-token-mean` or `seq-mean-token-sum-norm`.
+    pub aggregation: String,
+    /// Divisor of `seq-mean-token-sum-norm`, tokens; 0 elsewhere.
+    pub norm_tokens: f64,
+    /// Coefficient of the entropy bonus; 0 is off.
+    pub entropy_coef: f64,
+    /// Clamp log ratios to 20 and k3 to 10, as verl does.
+    pub verl_clamps: bool,
+}
+
+impl Default for LossConfig {
+    fn default() -> Self {
+        Self {
+            clip_low: 0.2,
+            clip_high: 0.2,
+            dual_clip: 0.0,
+            aggregation: "seq-mean-token-mean".to_owned(),
+            norm_tokens: 0.0,
+            entropy_coef: 0.0,
+            verl_clamps: false,
+        }
+    }
+}
+
+/// The leash to the reference model.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct KlConfig {
+    /// Coefficient; 0 leaves KL measured but without effect on training.
+    pub coef: f64,
+    /// Estimator: `k1`, `k2` or `k3`.
+    pub kind: KlKind,
+    /// Where it acts: `loss` or `reward`.
+    pub place: KlPlace,
+    /// Bound of the mean KL per token to the reference (k3). The summary says whether it held.
+    pub bound: f64,
+}
+
+impl Default for KlConfig {
+    fn default() -> Self {
+        Self { coef: 0.01, kind: KlKind::K3, place: KlPlace::Loss, bound: 0.5 }
+    }
+}
+
+/// KL estimator.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum KlKind {
+    /// log p - log q.
+    K1,
+    /// Half its square.
+    K2,
+    /// exp(-d) - 1 + d: unbiased, never negative.
+    K3,
+}
+
+impl KlKind {
+    /// The name on the wire.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::K1 => "k1",
+            Self::K2 => "k2",
+            Self::K3 => "k3",
+        }
+    }
+}
+
+/// Where the KL acts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum KlPlace {
+    /// A term of the loss.
+    Loss,
+    /// A penalty on each token's reward.
+    Reward,
+}
+
+/// AdamW and its schedule.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OptimizerConfig {
+    /// Peak learning rate.
+    pub learning_rate: f64,
+    /// Decay rates of the two moments.
+    #[serde(default = "betas")]
+    pub betas: [f64; 2],
+    /// Added to the root of the second moment.
+    #[serde(default = "eps")]
+    pub eps: f64,
+    /// Decoupled weight decay.
+    #[serde(default)]
+    pub weight_decay: f64,
+    /// Gradients are scaled down to this global norm.
+    #[serde(default = "unit")]
+    pub max_grad_norm: f64,
+    /// Steps over which the rate rises from 0.
+    #[serde(default)]
+    pub warmup_steps: u64,
+    /// What follows the warm-up: `constant`, `linear` or `cosine` (to 0).
+    #[serde(default)]
+    pub schedule: Schedule,
+}
+
+/// Course of the learning rate.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Schedule {
+    /// Stays at the peak.
+    #[default]
+    Constant,
+    /// Falls in a line to 0.
+    Linear,
+    /// Falls along half a cosine to 0.
+    Cosine,
+}
+
+impl OptimizerConfig {
+    /// Learning rate of step `step` (from 0) of `steps`, as HF's schedules have it, with the
+    /// warm-up counted so that the first step already moves.
+    #[must_use]
+    pub fn learning_rate_at(&self, step: u64, steps: u64) -> f64 {
+        let peak = self.learning_rate;
+        if step < self.warmup_steps {
+            return peak * (step + 1) as f64 / (self.warmup_steps + 1) as f64;
+        }
+        let span = steps.saturating_sub(self.warmup_steps).max(1) as f64;
+        let done = ((step - self.warmup_steps) as f64 / span).min(1.0);
+        match self.schedule {
+            Schedule::Constant => peak,
+            Schedule::Linear => peak * (1.0 - done),
+            Schedule::Cosine => peak * 0.5 * (1.0 + (std::f64::consts::PI * done).cos()),
+        }
+    }
+}
+
+fn yes() -> bool {
+    true
+}
+fn one() -> u32 {
+    1
+}
+fn unit() -> f64 {
+    1.0
+}
+fn betas() -> [f64; 2] {
+    [0.9, 0.95]
+}
+fn eps() -> f64 {
+    1e-8
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn optimizer(schedule: Schedule) -> OptimizerConfig {
+        OptimizerConfig {
+            learning_rate: 1.0,
+            betas: betas(),
+            eps: eps(),
+            weight_decay: 0.0,
+            max_grad_norm: 1.0,
+            warmup_steps: 1,
+            schedule,
+        }
+    }
+
+    #[test]
+    fn the_rate_rises_then_follows_its_schedule() {
+        let linear = optimizer(Schedule::Linear);
+        let rates: Vec<f64> = (0..5).map(|step| linear.learning_rate_at(step, 5)).collect();
+        assert_eq!(rates, [0.5, 1.0, 0.75, 0.5, 0.25]);
+        let cosine = optimizer(Schedule::Cosine);
+        assert!((cosine.learning_rate_at(3, 5) - 0.5).abs() < 1e-12);
+        assert_eq!(optimizer(Schedule::Constant).learning_rate_at(99, 5), 1.0);
+    }
+}

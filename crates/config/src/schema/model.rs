@@ -1,0 +1,192 @@
+//! Keys of the model, the worker groups and the engines.
+
+use serde::{Deserialize, Serialize};
+
+/// The language model that is trained.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ModelConfig {
+    /// A Hugging Face folder (relative to the recipe's folder), or a hub id such as `org/name`.
+    pub path: String,
+    /// Type that the arithmetic runs in: `fp32` or `bf16`. Master weights are always fp32.
+    pub dtype: Dtype,
+}
+
+/// A floating-point type.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Dtype {
+    /// 32 bits.
+    Fp32,
+    /// 16 bits with the exponent of fp32.
+    Bf16,
+}
+
+impl Dtype {
+    /// The name on the wire.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Fp32 => "fp32",
+            Self::Bf16 => "bf16",
+        }
+    }
+
+    /// Bytes of one number.
+    #[must_use]
+    pub fn bytes(self) -> u64 {
+        match self {
+            Self::Fp32 => 4,
+            Self::Bf16 => 2,
+        }
+    }
+}
+
+/// Worker groups by role. Co-located roles take turns on the same cores.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct GroupsConfig {
+    /// Ranks that train, each with a shard of the weights.
+    pub policy: GroupConfig,
+    /// Ranks that hold the frozen model of the KL leash.
+    pub reference: GroupConfig,
+    /// Processes that generate.
+    pub rollout: GroupConfig,
+    /// Processes that score.
+    pub reward: GroupConfig,
+    /// Ranks that train a reward model.
+    pub reward_trainer: GroupConfig,
+}
+
+/// One worker group.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct GroupConfig {
+    /// Number of processes.
+    pub world_size: u32,
+    /// Threads that each process computes with.
+    pub threads: u32,
+    /// CPUs that placement sets aside for each process; below 1 lets roles share a core.
+    pub cpus: f64,
+    /// GPUs for each process; a fraction shares one. 0 is the CPU.
+    pub gpus: f64,
+    /// How the processes are laid over nodes: `pack`, `spread`, `strict_pack`, `strict_spread`.
+    pub strategy: Strategy,
+    /// Restarts that are allowed before the job fails.
+    pub max_restarts: u32,
+    /// Wait before the first restart; it doubles with each one.
+    pub backoff_secs: f64,
+}
+
+impl Default for GroupConfig {
+    fn default() -> Self {
+        Self {
+            world_size: 1,
+            threads: 1,
+            cpus: 0.25,
+            gpus: 0.0,
+            strategy: Strategy::Pack,
+            max_restarts: 3,
+            backoff_secs: 0.5,
+        }
+    }
+}
+
+/// How processes are laid over nodes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Strategy {
+    /// As few nodes as possible.
+    Pack,
+    /// As many nodes as possible.
+    Spread,
+    /// One node, or fail.
+    StrictPack,
+    /// A node each, or fail.
+    StrictSpread,
+}
+
+/// How the training engine cuts its work.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct EngineConfig {
+    /// Upper bound of tokens in a packed micro-batch.
+    pub micro_batch_tokens: u32,
+    /// Type that gradients are summed over ranks in: `fp32` or `bf16`.
+    pub reduce_dtype: Dtype,
+    /// Recompute a block's forward pass in the backward pass (less memory, more arithmetic).
+    pub recompute: bool,
+    /// Free a block's gathered weights after its forward pass (less memory, more communication).
+    pub reshard_after_forward: bool,
+}
+
+impl Default for EngineConfig {
+    fn default() -> Self {
+        Self {
+            micro_batch_tokens: 2048,
+            reduce_dtype: Dtype::Fp32,
+            recompute: true,
+            reshard_after_forward: true,
+        }
+    }
+}
+
+/// Limits of the generation engine.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RolloutConfig {
+    /// Sequences that are decoded together.
+    pub max_sequences: u32,
+    /// Memory for keys and values, MiB.
+    pub kv_cache_mib: u64,
+    /// Longest prompt, tokens; a longer one is an error.
+    pub max_prompt_tokens: u32,
+}
+
+impl Default for RolloutConfig {
+    fn default() -> Self {
+        Self { max_sequences: 64, kv_cache_mib: 1024, max_prompt_tokens: 512 }
+    }
+}
+
+/// How tokens are drawn.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SamplingConfig {
+    /// Longest answer, tokens.
+    pub max_new_tokens: u32,
+    /// 0 is greedy; training needs more than 0.
+    #[serde(default = "one")]
+    pub temperature: f64,
+    /// Nucleus mass in (0, 1]; 1 is off.
+    #[serde(default = "one")]
+    pub top_p: f64,
+    /// Number of most probable tokens kept; absent is off.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub top_k: Option<u32>,
+    /// Strings that end an answer and are cut off it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub stop: Vec<String>,
+}
+
+fn one() -> f64 {
+    1.0
+}
+
+/// How long to wait for what.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct TimeoutConfig {
+    /// A collective in which a peer does not appear.
+    pub collective_secs: f64,
+    /// A worker process that does not register.
+    pub start_secs: f64,
+    /// One phase of a step (a call to a worker).
+    pub phase_secs: f64,
+}
+
+impl Default for TimeoutConfig {
+    fn default() -> Self {
+        Self { collective_secs: 60.0, start_secs: 60.0, phase_secs: 900.0 }
+    }
+}
