@@ -10,7 +10,9 @@ mod ppo_clip;
 mod sums;
 
 pub use cpg::{Cpg, cpg};
-pub use objective::{Batch, KlTerm, Objective, PolicyTerm, PolicyTerms, policy_loss};
+pub use objective::{
+    Batch, KlTerm, Objective, PolicyTerm, PolicyTerms, policy_loss, weighted_policy_loss,
+};
 pub use ppo_clip::{PpoClip, ppo_clip};
 pub use sums::TokenSums;
 

@@ -4,7 +4,7 @@ use tch::{Kind as TensorKind, Tensor};
 
 use super::sums::read;
 use super::{Cpg, PolicyTokens, PpoClip, TokenSums, cpg, ppo_clip};
-use crate::aggregate::{Aggregation, Denominators, Layout, aggregate};
+use crate::aggregate::{Aggregation, Denominators, Layout, token_weights};
 use crate::{LossError, check, kl};
 
 /// Which policy term.
@@ -90,32 +90,51 @@ pub struct PolicyTerms {
 /// # Errors
 /// [`LossError::Missing`] for a term whose input is not there, [`LossError::NonFinite`] when the
 /// contribution is no number, [`LossError::Empty`] when the whole batch has nothing to average
-/// over; else as [`ppo_clip`], [`kl::kl_tokens`] and [`aggregate`].
+/// over; else as [`super::ppo_clip`], [`kl::kl_tokens`] and [`token_weights`].
 pub fn policy_loss(
     objective: &Objective,
     batch: &Batch<'_>,
     denominators: &Denominators,
 ) -> Result<PolicyTerms, LossError> {
+    let mask = check::mask("policy_loss", &batch.logp.size(), batch.mask)?;
+    let kind = check::maths_kind(batch.logp);
+    let weights = token_weights(objective.aggregation, &mask, batch.layout, denominators, kind)?;
+    weighted_policy_loss(objective, batch, &weights)
+}
+
+/// The objective on any run of tokens, each with its weight in the whole batch's loss.
+///
+/// This is [`policy_loss`] for callers that cut through sequences (a fused head works on chunks
+/// of tokens): `weights` are those of [`token_weights`] over the uncut sequences, narrowed to
+/// these tokens. `weights` has the shape of `logp` and is 0 outside the mask;
+/// [`Batch::layout`] and [`Objective::aggregation`] are not looked at.
+///
+/// # Errors
+/// As [`policy_loss`].
+pub fn weighted_policy_loss(
+    objective: &Objective,
+    batch: &Batch<'_>,
+    weights: &Tensor,
+) -> Result<PolicyTerms, LossError> {
     const F: &str = "policy_loss";
     let shape = batch.logp.size();
+    check::shape(F, "weights", &shape, weights)?;
     let mask = check::mask(F, &shape, batch.mask)?;
-    let agg = |tokens: &Tensor| {
-        aggregate(objective.aggregation, tokens, &mask, batch.layout, denominators)
-    };
-    let total = |tokens: &Tensor| {
-        tokens.detach().masked_fill(&mask.logical_not(), 0.0).sum(TensorKind::Double)
-    };
+    let outside = mask.logical_not();
+    let kind = check::maths_kind(batch.logp);
+    let weights = weights.to_kind(kind);
+    let inside = |tokens: &Tensor| tokens.to_kind(kind).masked_fill(&outside, 0.0);
 
     let tokens = policy_tokens(&objective.policy, batch, &mask)?;
-    let policy = agg(&tokens.loss)?;
+    let policy = (&tokens.loss * &weights).sum(kind);
     let mut loss = policy.shallow_clone();
     let zero = Tensor::zeros([], (TensorKind::Double, batch.logp.device()));
     let (mut kl_loss, mut kl_sum) = (zero.shallow_clone(), zero.shallow_clone());
     if let Some(term) = &objective.kl {
         check::parameter(F, "kl.coef", term.coef, term.coef >= 0.0, "at least 0")?;
-        let kl_tokens = reference_kl(term, batch, &mask)?;
-        kl_loss = agg(&kl_tokens)?;
-        kl_sum = total(&kl_tokens);
+        let kl_tokens = reference_kl(term, batch, &outside)?;
+        kl_sum = kl_tokens.detach().sum(TensorKind::Double);
+        kl_loss = (kl_tokens * &weights).sum(kind);
         loss += &kl_loss * term.coef;
     }
     let (mut entropy_loss, mut entropy_sum) = (zero.shallow_clone(), zero);
@@ -123,8 +142,9 @@ pub fn policy_loss(
     check::parameter(F, "entropy_coef", coef, true, "a finite number")?;
     if let Some(entropy) = batch.entropy {
         check::shape(F, "entropy", &shape, entropy)?;
-        entropy_sum = total(entropy);
-        entropy_loss = agg(entropy)?;
+        let entropy = inside(entropy);
+        entropy_sum = entropy.detach().sum(TensorKind::Double);
+        entropy_loss = (entropy * &weights).sum(kind);
         if coef != 0.0 {
             loss -= &entropy_loss * coef;
         }
@@ -133,19 +153,18 @@ pub fn policy_loss(
         return Err(LossError::Missing { function: F, argument: "entropy", because });
     }
 
-    let figures = read([
+    let sums = TokenSums::from_array(read([
         &mask.sum(TensorKind::Double),
         &tokens.clipped.sum(TensorKind::Double),
         &tokens.clipped_lower.sum(TensorKind::Double),
-        &-total(&tokens.log_ratio),
+        &-tokens.log_ratio.sum(TensorKind::Double),
         &kl_sum,
         &entropy_sum,
         &policy,
         &kl_loss,
         &entropy_loss,
         &loss,
-    ]);
-    let sums = TokenSums::from_array(figures);
+    ]));
     check::finite(F, "the policy term", sums.policy_loss)?;
     check::finite(F, "the KL term", sums.kl_loss)?;
     check::finite(F, "the loss", sums.loss)?;
@@ -166,14 +185,13 @@ fn policy_tokens(
 
 /// KL to the reference with 0 outside the mask, set before the maths so that NaN there cannot
 /// reach a gradient.
-fn reference_kl(term: &KlTerm, batch: &Batch<'_>, mask: &Tensor) -> Result<Tensor, LossError> {
+fn reference_kl(term: &KlTerm, batch: &Batch<'_>, outside: &Tensor) -> Result<Tensor, LossError> {
     const F: &str = "policy_loss";
     let Some(ref_logp) = batch.ref_logp else {
         let because = "the objective has a KL term";
         return Err(LossError::Missing { function: F, argument: "ref_logp", because });
     };
     check::shape(F, "ref_logp", &batch.logp.size(), ref_logp)?;
-    let outside = mask.logical_not();
-    let logp = batch.logp.masked_fill(&outside, 0.0);
-    kl::kl_tokens(term.kind, term.clamps, &logp, &ref_logp.masked_fill(&outside, 0.0))
+    let logp = batch.logp.masked_fill(outside, 0.0);
+    kl::kl_tokens(term.kind, term.clamps, &logp, &ref_logp.masked_fill(outside, 0.0))
 }
