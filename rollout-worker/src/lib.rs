@@ -1,0 +1,6 @@
+//! Rollout: the generation side of the training step.
+
+pub mod engine;
+pub mod random;
+pub mod sampler;
+pub mod stop;
