@@ -32,3 +32,6 @@ pub use generated::{
     actor::v1 as actor, agent::v1 as agent, cluster::v1 as cluster, job::v1 as job,
     object::v1 as object, reward::v1 as reward, rollout::v1 as rollout, worker::v1 as worker,
 };
+
+/// Encoding and decoding of every generated message.
+pub use prost::Message;
