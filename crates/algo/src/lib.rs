@@ -1,1 +1,33 @@
-//! .
+//! Scalar and per-token maths of RL post-training, on slices: no tensors, no I/O, no clock.
+//!
+//! Legend: B samples (sequences), T tokens of a sample, G samples of a group (one prompt's), n a
+//! count. Rewards and advantages of samples are `f64`; functions over tokens take `f32` or `f64`
+//! ([`real::Real`]) and add up in `f64`.
+//!
+//! **Masks** are `bool` slices, true for tokens that count.
+//!
+//! **Edge cases** are defined, never a silent NaN: a non-finite input is
+//! [`AlgoError::NonFinite`], an empty mask or batch [`AlgoError::Empty`], a group of one follows
+//! the stated [`advantage::Singleton`] rule, and a group without variance has advantages 0.
+
+pub mod advantage;
+pub mod dynamic_sampling;
+mod error;
+pub mod group;
+pub mod kl;
+pub mod kl_controller;
+pub mod masked;
+pub mod mix;
+pub mod overlong;
+pub mod real;
+pub mod returns;
+pub mod rule;
+pub mod statistics;
+pub mod token_reward;
+
+pub use error::AlgoError;
+
+#[cfg(test)]
+mod paper;
+#[cfg(test)]
+mod properties;

@@ -1,0 +1,77 @@
+//! Advantage estimators, one a file.
+//!
+//! Two stages, as in LightRFT: a group estimator turns the rewards of samples into one figure a
+//! sample (`[B]` to `[B]`), then [`crate::returns`] or [`gae`] spread figures over tokens.
+//! verl's outcome advantages are the first stage, put on every masked-in token
+//! ([`broadcast`]).
+
+mod estimator;
+pub mod gae;
+mod group_norm;
+mod grpo;
+mod normalize;
+mod reinforce_baseline;
+mod rloo;
+
+pub use estimator::Estimator;
+pub use group_norm::{GROUP_NORM_EPSILON, group_norm};
+pub use grpo::{Grpo, grpo};
+pub use normalize::{CROSS_BATCH_FLOOR, clip, cross_batch};
+pub use reinforce_baseline::reinforce_baseline;
+pub use rloo::{Rloo, rloo};
+
+use crate::AlgoError;
+use crate::error::{all_finite, same_length};
+use crate::group::Groups;
+
+/// What a group of one sample gets, which has nobody to be compared with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Singleton {
+    /// Its own score, unchanged by the group (verl).
+    Keep,
+    /// 0: nothing is learnt from it (verl's vectorised RLOO).
+    Zero,
+    /// [`AlgoError::GroupOfOne`] (LightRFT asserts it).
+    Refuse,
+}
+
+/// Puts each sample's figure on its masked-in tokens, 0 elsewhere: `A_t = m_t a`.
+#[must_use]
+pub fn broadcast(advantage: f64, mask: &[bool]) -> Vec<f64> {
+    mask.iter().map(|keep| if *keep { advantage } else { 0.0 }).collect()
+}
+
+/// Checks rewards against groups, then asks `of_group` for the advantages of each group of two or
+/// more; `singleton` says what a group of one gets (given its score).
+fn per_group(
+    function: &'static str,
+    rewards: &[f64],
+    groups: &Groups,
+    singleton: Singleton,
+    kept: impl Fn(f64) -> f64,
+    of_group: impl Fn(&[f64], &mut [f64]),
+) -> Result<Vec<f64>, AlgoError> {
+    same_length(function, "rewards", groups.samples(), rewards.len())?;
+    all_finite(function, "rewards", rewards)?;
+    let mut advantages = vec![0.0; rewards.len()];
+    let (mut own, mut out) = (Vec::new(), Vec::new());
+    for (group, members) in groups.iter().enumerate() {
+        if let [only] = members {
+            advantages[*only] = match singleton {
+                Singleton::Keep => kept(rewards[*only]),
+                Singleton::Zero => 0.0,
+                Singleton::Refuse => return Err(AlgoError::GroupOfOne { function, group }),
+            };
+            continue;
+        }
+        own.clear();
+        own.extend(members.iter().map(|i| rewards[*i]));
+        out.clear();
+        out.resize(own.len(), 0.0);
+        of_group(&own, &mut out);
+        for (i, advantage) in members.iter().zip(&out) {
+            advantages[*i] = *advantage;
+        }
+    }
+    Ok(advantages)
+}

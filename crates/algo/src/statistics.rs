@@ -1,0 +1,63 @@
+//! Means with their uncertainty, for reports and evaluation.
+
+use crate::AlgoError;
+use crate::error::{all_finite, same_length};
+
+/// Mean and spread of independent values.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Summary {
+    /// How many values.
+    pub n: usize,
+    /// `sum x / n`.
+    pub mean: f64,
+    /// Unbiased variance `sum (x - mean)^2 / (n - 1)`; 0 for a single value.
+    pub variance: f64,
+    /// `sqrt(variance / n)`. Infinite for a single value: one value says nothing of its spread.
+    pub standard_error: f64,
+}
+
+impl Summary {
+    /// Of the given values.
+    ///
+    /// # Errors
+    /// [`AlgoError::Empty`], [`AlgoError::NonFinite`].
+    pub fn of(values: &[f64]) -> Result<Self, AlgoError> {
+        const F: &str = "Summary::of";
+        if values.is_empty() {
+            return Err(AlgoError::Empty { function: F, what: "values" });
+        }
+        all_finite(F, "values", values)?;
+        let n = values.len();
+        let mean = mean(values);
+        if n == 1 {
+            return Ok(Self { n, mean, variance: 0.0, standard_error: f64::INFINITY });
+        }
+        let variance = square_sum(values, mean) / (n - 1) as f64;
+        Ok(Self { n, mean, variance, standard_error: (variance / n as f64).sqrt() })
+    }
+}
+
+/// The change of the same items measured twice: a [`Summary`] of `after - before`. Its standard
+/// error is that of the paired difference, smaller than that of two separate means when items
+/// keep their rank.
+///
+/// # Errors
+/// [`AlgoError::Length`] when the two differ in length; else as [`Summary::of`].
+pub fn paired_difference(before: &[f64], after: &[f64]) -> Result<Summary, AlgoError> {
+    const F: &str = "paired_difference";
+    same_length(F, "after", before.len(), after.len())?;
+    all_finite(F, "before", before)?;
+    all_finite(F, "after", after)?;
+    let change: Vec<f64> = before.iter().zip(after).map(|(b, a)| a - b).collect();
+    Summary::of(&change)
+}
+
+/// `sum x / n`; the caller has checked that there are values.
+pub(crate) fn mean(values: &[f64]) -> f64 {
+    values.iter().sum::<f64>() / values.len() as f64
+}
+
+/// `sum (x - mean)^2`.
+pub(crate) fn square_sum(values: &[f64], mean: f64) -> f64 {
+    values.iter().map(|x| (x - mean) * (x - mean)).sum()
+}
