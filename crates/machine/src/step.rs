@@ -1,0 +1,279 @@
+//! The phases of a training step: what is legal, and where a replay starts.
+//!
+//! A replay may start only where all inputs exist (ST-2). Samples live with the rollout worker
+//! that made them, reference log-probs with the reference worker; scores and advantages are
+//! scalars that the coordinator holds; the optimiser's state lives with the policy ranks and, as
+//! of the last checkpoint, on disk.
+
+use std::fmt;
+
+use plumb_domain::{PolicyVersion, Role, StepId};
+use serde::{Deserialize, Serialize};
+
+/// The phases, in order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Phase {
+    /// Rollout workers answer the prompts.
+    Generate,
+    /// Reward workers score; the reference computes its log-probs.
+    Score,
+    /// The algorithm turns scores into advantages.
+    Advantages,
+    /// The policy takes its optimiser steps.
+    Update,
+    /// The new weights go to the rollout workers.
+    Publish,
+    /// The step's results are durable.
+    Commit,
+}
+
+impl Phase {
+    /// All of them, in order.
+    pub const ALL: [Self; 6] = [
+        Self::Generate,
+        Self::Score,
+        Self::Advantages,
+        Self::Update,
+        Self::Publish,
+        Self::Commit,
+    ];
+
+    fn next(self) -> Option<Self> {
+        Self::ALL.into_iter().find(|phase| *phase > self)
+    }
+
+    /// Its name in call contexts, logs and reports.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Generate => "generate",
+            Self::Score => "score",
+            Self::Advantages => "advantages",
+            Self::Update => "update",
+            Self::Publish => "publish",
+            Self::Commit => "commit",
+        }
+    }
+}
+
+impl fmt::Display for Phase {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// Something that may not happen now.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum StepError {
+    /// ST-1: another phase is due.
+    #[error("ST-1: {asked} of step {step} is not due; {due} is")]
+    NotDue {
+        /// The step.
+        step: StepId,
+        /// What was to be completed.
+        asked: Phase,
+        /// What is due.
+        due: Phase,
+    },
+    /// ST-3: another step is due.
+    #[error("ST-3: step {asked} is not due; step {due} is")]
+    WrongStep {
+        /// What was to begin.
+        asked: StepId,
+        /// What is due.
+        due: StepId,
+    },
+    /// A step is running already, or none is.
+    #[error("step {step}: {what}")]
+    OutOfPlace {
+        /// The step that is due.
+        step: StepId,
+        /// What is wrong.
+        what: &'static str,
+    },
+}
+
+/// What has to be done before the step goes on, and where it goes on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Recovery {
+    /// The policy must load this checkpoint: the state after that step, or the state the job
+    /// started from.
+    pub restore: Option<Restore>,
+    /// The rollout workers must get the live version again before they generate.
+    pub republish: bool,
+    /// The step that is run next.
+    pub step: StepId,
+    /// The phase it goes on from. `None`: the step was not running, begin it.
+    pub phase: Option<Phase>,
+    /// Attempt number for the calls of the replay.
+    pub attempt: u32,
+}
+
+/// Which state the policy goes back to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Restore {
+    /// As the job started.
+    Start,
+    /// The checkpoint written when this step was committed.
+    Checkpoint(StepId),
+}
+
+/// The steps of one job.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StepMachine {
+    next: StepId,
+    due: Option<Phase>,
+    attempt: u32,
+    checkpoint: Option<(StepId, PolicyVersion)>,
+    start_version: PolicyVersion,
+    version: PolicyVersion,
+}
+
+impl StepMachine {
+    /// A job whose policy starts at this version.
+    #[must_use]
+    pub fn new(version: PolicyVersion) -> Self {
+        Self {
+            next: StepId(0),
+            due: None,
+            attempt: 0,
+            checkpoint: None,
+            start_version: version,
+            version,
+        }
+    }
+
+    /// A job that goes on after a committed step with a checkpoint.
+    #[must_use]
+    pub fn resume(step: StepId, version: PolicyVersion) -> Self {
+        Self {
+            next: StepId(step.0 + 1),
+            checkpoint: Some((step, version)),
+            ..Self::new(version)
+        }
+    }
+
+    /// Begins a step; Generate is due.
+    ///
+    /// # Errors
+    /// [`StepError`] when a step is running or another step is due (ST-3).
+    pub fn begin(&mut self, step: StepId) -> Result<Phase, StepError> {
+        if self.due.is_some() {
+            return Err(self.out_of_place("it is running already"));
+        }
+        if step != self.next {
+            return Err(StepError::WrongStep { asked: step, due: self.next });
+        }
+        self.due = Some(Phase::Generate);
+        self.attempt = 0;
+        Ok(Phase::Generate)
+    }
+
+    /// A phase is done; returns the one that is due, or `None` after Commit.
+    ///
+    /// # Errors
+    /// [`StepError::NotDue`] when another phase is due (ST-1).
+    pub fn complete(&mut self, phase: Phase) -> Result<Option<Phase>, StepError> {
+        let due = self.due.ok_or_else(|| self.out_of_place("no step is running"))?;
+        if due != phase {
+            return Err(StepError::NotDue { step: self.next, asked: phase, due });
+        }
+        if phase == Phase::Update {
+            self.version = self.version.next();
+        }
+        self.due = phase.next();
+        if self.due.is_none() {
+            self.next = StepId(self.next.0 + 1);
+        }
+        Ok(self.due)
+    }
+
+    /// The checkpoint of the step committed last is durable.
+    ///
+    /// # Errors
+    /// [`StepError::OutOfPlace`] while a step is running or before the first commit.
+    pub fn checkpointed(&mut self) -> Result<(), StepError> {
+        if self.due.is_some() || self.next == StepId(0) {
+            return Err(self.out_of_place("a checkpoint belongs to a step just committed"));
+        }
+        self.checkpoint = Some((StepId(self.next.0 - 1), self.version));
+        Ok(())
+    }
+
+    /// A worker of this role was lost and its group is live again: what now? (ST-2)
+    #[must_use]
+    pub fn lost(&mut self, role: Role) -> Recovery {
+        let keep = Recovery {
+            restore: None,
+            republish: false,
+            step: self.next,
+            phase: self.due,
+            attempt: self.attempt,
+        };
+        let recovery = match role {
+            Role::Policy | Role::Critic => self.fall_back(),
+            // The samples went with their owner; after Update nobody needs them.
+            Role::Rollout => Recovery {
+                republish: true,
+                phase: self.due.map(|p| if p <= Phase::Update { Phase::Generate } else { p }),
+                ..keep
+            },
+            // Reference log-probs went with their owner; they are made in Score.
+            Role::Reference => Recovery {
+                phase: self.due.map(|p| {
+                    if (Phase::Score..=Phase::Update).contains(&p) { Phase::Score } else { p }
+                }),
+                ..keep
+            },
+            // Scores are with the coordinator once Score is complete.
+            Role::Reward | Role::RewardTrainer => keep,
+        };
+        self.due = recovery.phase;
+        if self.due.is_some() {
+            self.attempt += 1;
+        }
+        Recovery { attempt: self.attempt, ..recovery }
+    }
+
+    /// The policy's state is gone: back to the last checkpoint, the only place ST-3 yields.
+    fn fall_back(&mut self) -> Recovery {
+        let (restore, next, version) = match self.checkpoint {
+            Some((step, version)) => (Restore::Checkpoint(step), StepId(step.0 + 1), version),
+            None => (Restore::Start, StepId(0), self.start_version),
+        };
+        let running = self.due.is_some();
+        self.next = next;
+        self.version = version;
+        Recovery {
+            restore: Some(restore),
+            // The rollouts may hold a version that the policy has just lost.
+            republish: true,
+            step: next,
+            phase: running.then_some(Phase::Generate),
+            attempt: self.attempt,
+        }
+    }
+
+    /// The phase that is due, if a step is running.
+    #[must_use]
+    pub fn due(&self) -> Option<Phase> {
+        self.due
+    }
+
+    /// The step that is running, or comes next.
+    #[must_use]
+    pub fn step(&self) -> StepId {
+        self.next
+    }
+
+    /// The version of the policy's weights.
+    #[must_use]
+    pub fn version(&self) -> PolicyVersion {
+        self.version
+    }
+
+    fn out_of_place(&self, what: &'static str) -> StepError {
+        StepError::OutOfPlace { step: self.next, what }
+    }
+}
