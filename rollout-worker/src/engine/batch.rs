@@ -11,6 +11,7 @@ type Alike = (Distribution, Vec<usize>);
 impl<F: Forward> Engine<F> {
     /// Feeds each running sequence its newest token and draws the next.
     pub(super) fn decode(&mut self) -> Result<(), EngineError> {
+        self.close_gaps()?;
         let mut rows = Vec::new();
         for (slot, sequence) in self.slots.iter().enumerate() {
             let Some(sequence) = sequence else { continue };
@@ -28,6 +29,30 @@ impl<F: Forward> Engine<F> {
             .map_err(|source| EngineError::Forward { pass: "decode", source })?;
         let slots: Vec<usize> = rows.iter().map(|row| row.slot).collect();
         self.extend(&slots, &logits_bv)
+    }
+
+    /// Moves sequences from high slots into free low ones, so that the batch is one run of slots
+    /// and the cache is read without a gather. While work waits, admission fills the gaps.
+    fn close_gaps(&mut self) -> Result<(), EngineError> {
+        if !self.waiting.is_empty() {
+            return Ok(());
+        }
+        while let Some(free) = self.slots.iter().position(Option::is_none) {
+            let Some(last) = self.slots.iter().rposition(Option::is_some) else { return Ok(()) };
+            if last < free {
+                return Ok(());
+            }
+            let Some(sequence) = self.slots[last].take() else { return Ok(()) };
+            if let Some(group) = self.groups.get(&sequence.group) {
+                // The newest token is not in the cache yet.
+                let cached = group.prompt.ids.len() + sequence.response_tokens().saturating_sub(1);
+                self.forward
+                    .copy_prefix(last, &[free], cached)
+                    .map_err(|source| EngineError::Forward { pass: "move of a sequence", source })?;
+            }
+            self.slots[free] = Some(sequence);
+        }
+        Ok(())
     }
 
     /// Draws the next token of the sequences in `slots` from `logits_bv` (`[B, V]`, a row for each

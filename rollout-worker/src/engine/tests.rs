@@ -18,6 +18,7 @@ struct HashModel {
     prefilled_tokens: usize,
     widest_batch: usize,
     poison: bool,
+    gaps: usize,
 }
 
 impl HashModel {
@@ -69,6 +70,7 @@ impl Forward for HashModel {
 
     fn decode(&mut self, rows: &[Row]) -> Result<Tensor, ForwardError> {
         self.widest_batch = self.widest_batch.max(rows.len());
+        self.gaps += rows.windows(2).filter(|pair| pair[0].slot + 1 != pair[1].slot).count();
         for row in rows {
             let slot = &mut self.slots[row.slot];
             if slot.len() < row.position {
@@ -190,6 +192,17 @@ fn ro_2_a_prompt_is_prefilled_once_though_its_samples_start_apart() {
     let tokens: usize = prompts().iter().map(|p| p.ids.len()).sum();
     assert_eq!(engine.forward.prefilled_tokens, tokens);
     assert_eq!(engine.forward.widest_batch, 3);
+}
+
+#[test]
+fn the_batch_is_one_run_of_slots_though_sequences_leave() {
+    let mut engine = engine(64);
+    let samples = run(&mut engine, vec![request(prompts(), 6, 1.0)]);
+    let lengths: std::collections::BTreeSet<_> =
+        samples.values().flatten().map(|s| s.response_ids.len()).collect();
+    assert!(lengths.len() > 3, "responses of one length leave no gaps: {lengths:?}");
+    assert!(engine.forward.widest_batch > 20);
+    assert_eq!(engine.forward.gaps, 0);
 }
 
 #[test]
