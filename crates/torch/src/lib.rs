@@ -1,1 +1,33 @@
-//! .
+//! What Plumbline needs of libtorch and NCCL and tch does not offer, behind safe functions.
+//!
+//! This is the only crate with `unsafe` code. Tensors are [`tch::Tensor`]s throughout.
+//!
+//! - [`vjp`]: vector-Jacobian products, the backward of one block.
+//! - [`storage_resize`], [`storage_bytes`]: give memory back under tensors that still exist.
+//! - [`AdamW`]: libtorch's fused step.
+//! - [`with_bytes`], [`bytes`], [`copy_from_bytes`]: a CPU tensor's memory.
+//! - [`gloo`]: c10d's Gloo process group, which meets its peers through a [`Store`].
+//! - [`nccl`]: NCCL, loaded at run time.
+//! - [`cuda`], [`device`]: CUDA at run time; streams, events, memory figures.
+//!
+//! C++ exceptions end in the shim (`shim/`) and come back as [`TorchError`].
+#![allow(unsafe_code)]
+
+mod adamw;
+mod autograd;
+mod bytes;
+pub mod cuda;
+pub mod device;
+mod error;
+mod ffi;
+pub mod gloo;
+pub mod nccl;
+mod storage;
+mod store;
+
+pub use adamw::AdamW;
+pub use autograd::vjp;
+pub use bytes::{bytes, copy_from_bytes, with_bytes};
+pub use error::TorchError;
+pub use storage::{storage_bytes, storage_resize};
+pub use store::{MemoryStore, Store, StoreError};
