@@ -1,0 +1,130 @@
+//! One decoder layer, but for its attention.
+
+use std::ops::Range;
+
+use tch::{Kind, Tensor};
+
+use crate::config::ModelConfig;
+use crate::error::{ModelError, Result};
+use crate::rope;
+
+/// A layer's parameters with the projections that share an input fused:
+/// query, key and value in one matrix, gate and up in another.
+#[derive(Debug)]
+pub(crate) struct LayerParams {
+    input_norm: Tensor,
+    qkv_weight: Tensor,
+    qkv_bias: Option<Tensor>,
+    o_weight: Tensor,
+    o_bias: Option<Tensor>,
+    /// Query and key norms.
+    qk_norm: Option<(Tensor, Tensor)>,
+    post_norm: Tensor,
+    gate_up_weight: Tensor,
+    gate_up_bias: Option<Tensor>,
+    down_weight: Tensor,
+    down_bias: Option<Tensor>,
+}
+
+impl LayerParams {
+    /// From parameters in block order, fusing by concatenation (differentiable). Copying
+    /// weights costs far less than a second pass over the activations.
+    pub(crate) fn from_params(config: &ModelConfig, params: &[Tensor]) -> Result<Self> {
+        Self::new(config, params, |range| Ok(Tensor::f_cat(&params[range], 0)?))
+    }
+
+    /// From parameters in block order; `fuse` joins neighbours along their first dimension.
+    pub(crate) fn new(
+        config: &ModelConfig,
+        params: &[Tensor],
+        fuse: impl Fn(Range<usize>) -> Result<Tensor>,
+    ) -> Result<Self> {
+        let expected = 9
+            + 3 * usize::from(config.qkv_bias)
+            + usize::from(config.o_bias)
+            + 2 * usize::from(config.qk_norm)
+            + 3 * usize::from(config.mlp_bias);
+        if params.len() != expected {
+            return Err(ModelError::input(format!(
+                "a {} layer takes {expected} parameters, got {}",
+                config.architecture.family(),
+                params.len()
+            )));
+        }
+        let mut next = 0;
+        let mut take = |count: usize| {
+            next += count;
+            next - count..next
+        };
+        let one = |range: Range<usize>| params[range.start].shallow_clone();
+        Ok(Self {
+            input_norm: one(take(1)),
+            qkv_weight: fuse(take(3))?,
+            qkv_bias: config.qkv_bias.then(|| fuse(take(3))).transpose()?,
+            o_weight: one(take(1)),
+            o_bias: config.o_bias.then(|| one(take(1))),
+            qk_norm: config.qk_norm.then(|| (one(take(1)), one(take(1)))),
+            post_norm: one(take(1)),
+            gate_up_weight: fuse(take(2))?,
+            gate_up_bias: config.mlp_bias.then(|| fuse(take(2))).transpose()?,
+            down_weight: one(take(1)),
+            down_bias: config.mlp_bias.then(|| one(take(1))),
+        })
+    }
+
+    /// Rotated queries `[N, Q, D]`, rotated keys `[N, K, D]` and values `[N, K, D]`.
+    pub(crate) fn qkv(
+        &self,
+        config: &ModelConfig,
+        hidden_nh: &Tensor,
+        cos_n1d: &Tensor,
+        sin_n1d: &Tensor,
+    ) -> Result<(Tensor, Tensor, Tensor)> {
+        let (q_heads, kv_heads) = (config.num_attention_heads, config.num_key_value_heads);
+        let x_nh = rms_norm(hidden_nh, &self.input_norm, config.rms_norm_eps)?;
+        let qkv = x_nh.f_linear(&self.qkv_weight, self.qkv_bias.as_ref())?;
+        let qkv = qkv.f_view([-1, q_heads + 2 * kv_heads, config.head_dim])?;
+        let qk = match &self.qk_norm {
+            None => qkv.f_narrow(1, 0, q_heads + kv_heads)?,
+            Some((q_norm, k_norm)) => {
+                let q = rms_norm(&qkv.f_narrow(1, 0, q_heads)?, q_norm, config.rms_norm_eps)?;
+                let k =
+                    rms_norm(&qkv.f_narrow(1, q_heads, kv_heads)?, k_norm, config.rms_norm_eps)?;
+                Tensor::f_cat(&[q, k], 1)?
+            }
+        };
+        let qk = rope::rotate(&qk, cos_n1d, sin_n1d)?;
+        Ok((
+            qk.f_narrow(1, 0, q_heads)?,
+            qk.f_narrow(1, q_heads, kv_heads)?,
+            qkv.f_narrow(1, q_heads + kv_heads, kv_heads)?,
+        ))
+    }
+
+    /// Output projection of `attended` (`[N, Q * D]`), residuals and the gated MLP.
+    pub(crate) fn finish(
+        &self,
+        config: &ModelConfig,
+        hidden_nh: &Tensor,
+        attended: &Tensor,
+    ) -> Result<Tensor> {
+        let hidden = hidden_nh.f_add(&attended.f_linear(&self.o_weight, self.o_bias.as_ref())?)?;
+        let x_nh = rms_norm(&hidden, &self.post_norm, config.rms_norm_eps)?;
+        let gate_up = x_nh.f_linear(&self.gate_up_weight, self.gate_up_bias.as_ref())?;
+        let inner = config.intermediate_size;
+        let gated = gate_up.f_narrow(1, 0, inner)?.f_silu()?.f_mul(&gate_up.f_narrow(1, inner, inner)?)?;
+        Ok(hidden.f_add(&gated.f_linear(&self.down_weight, self.down_bias.as_ref())?)?)
+    }
+}
+
+/// RMS norm over the last dimension, computed in f32 and rounded to the input's dtype before
+/// the weight is applied, as transformers' `LlamaRMSNorm` does.
+pub(crate) fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
+    let width = weight.size();
+    let kind = x.kind();
+    if kind == Kind::Float {
+        return Ok(x.f_rms_norm(width, Some(weight), eps)?);
+    }
+    let normalised = x.f_to_kind(Kind::Float)?.f_rms_norm(width, None::<&Tensor>, eps)?;
+    Ok(normalised.f_to_kind(kind)?.f_mul(weight)?)
+}
