@@ -36,23 +36,25 @@ impl Default for Grpo {
 /// [`AlgoError::NonFinite`], [`AlgoError::GroupOfOne`] if so set.
 pub fn grpo(spec: &Grpo, scores: &[f64], groups: &Groups) -> Result<Vec<f64>, AlgoError> {
     parameter("grpo", "epsilon", spec.epsilon, spec.epsilon >= 0.0, "at least 0")?;
-    let scaled = |difference: f64, std: f64| match spec.norm_by_std {
+    let scaled = |difference: f64, divisor: f64| match spec.norm_by_std {
         false => difference,
         // With epsilon 0 a group without variance would be 0/0.
         true if difference == 0.0 => 0.0,
-        true => difference / (std + spec.epsilon),
+        true => difference / divisor,
     };
+    // verl holds a lone sample's standard deviation in float32, and so the sum with epsilon.
+    let alone = f64::from(1.0f32 + spec.epsilon as f32);
     per_group(
         "grpo",
         scores,
         groups,
         spec.singleton,
-        |s| scaled(s, 1.0),
+        |s| scaled(s, alone),
         |own, out| {
             let mean = mean(own);
             let std = (square_sum(own, mean) / (own.len() - 1) as f64).sqrt();
             for (a, s) in out.iter_mut().zip(own) {
-                *a = scaled(s - mean, std);
+                *a = scaled(s - mean, std + spec.epsilon);
             }
         },
     )

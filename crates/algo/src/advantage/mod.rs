@@ -6,7 +6,7 @@
 //! ([`broadcast`]).
 
 mod estimator;
-pub mod gae;
+mod gae;
 mod group_norm;
 mod grpo;
 mod normalize;
@@ -14,6 +14,7 @@ mod reinforce_baseline;
 mod rloo;
 
 pub use estimator::Estimator;
+pub use gae::{Gae, Outside, gae};
 pub use group_norm::{GROUP_NORM_EPSILON, group_norm};
 pub use grpo::{Grpo, grpo};
 pub use normalize::{CROSS_BATCH_FLOOR, clip, cross_batch};

@@ -1,0 +1,182 @@
+//! LightRFT: reward shaping, returns and advantages, KL in the reward, overlong penalty.
+
+use plumb_algo::advantage::{self, Estimator, Gae, Outside};
+use plumb_algo::group::Groups;
+use plumb_algo::kl::Clamps;
+use plumb_algo::kl_controller::KlController;
+use plumb_algo::masked::standardize;
+use plumb_algo::overlong::Overlong;
+use plumb_algo::token_reward::{TokenReward, token_rewards};
+use plumb_algo::{dynamic_sampling, kl, returns};
+use plumb_golden::{Case, Failure, encode, encode_all};
+use plumb_loss::kl as tensor_kl;
+use serde_json::{Value, json};
+
+use crate::tensors::{nested, tensor};
+
+/// LightRFT's name of an estimator; `grpo` is its alias of group_norm, and gae and cpgd leave
+/// rewards as they are.
+fn estimator(name: &str) -> Result<Estimator, Failure> {
+    let ours = match name {
+        "grpo" => "group_norm",
+        "gae" | "cpgd" => "reinforce",
+        other => other,
+    };
+    ours.parse().map_err(Failure::refused)
+}
+
+pub(crate) fn preprocess_rewards(case: &Case) -> Result<Value, Failure> {
+    let name = case.params.text("advantage_estimator")?;
+    let rewards = case.inputs.vector("rewards")?;
+    let groups = Groups::adjacent(case.params.count("n_samples_per_prompt")?, rewards.len())
+        .map_err(Failure::refused)?;
+    let shaped = estimator(name)?.advantages(&rewards, &groups).map_err(Failure::refused)?;
+    let filters = case.params.flag("dynamic_sampling")? && matches!(name, "group_norm" | "grpo");
+    let kept = if filters {
+        dynamic_sampling::keep(&rewards, &groups).map_err(Failure::refused)?
+    } else {
+        vec![true; rewards.len()]
+    };
+    // The reference reports one flag for each experience, a run of rows of one group.
+    let rows = case.params.count("micro_train_batch_size")?;
+    let kept: Vec<bool> = kept.chunks(rows).map(|chunk| chunk.iter().all(|k| *k)).collect();
+    Ok(json!({ "shaped_rewards": encode_all(&shaped), "row_mask_kept": kept }))
+}
+
+pub(crate) fn compute(case: &Case) -> Result<Value, Failure> {
+    let name = case.params.text("advantage_estimator")?;
+    let rewards = case.inputs.matrix("token_rewards")?;
+    let mask = case.inputs.mask("action_mask")?;
+    let flat_mask = mask.concat();
+    let (mut advantages, returns) = if name == "gae" {
+        with_critic(case, &rewards, &mask)?
+    } else {
+        // reinforce_baseline forces gamma 1.
+        let given = case.params.number("gamma")?;
+        let gamma = if name == "reinforce_baseline" { 1.0 } else { given };
+        let returns = rewards.iter().zip(&mask).map(|(rewards, mask)| {
+            let mut out = vec![0.0; rewards.len()];
+            returns::discounted(rewards, mask, gamma, &mut out).map_err(Failure::refused)?;
+            Ok(out)
+        });
+        let returns: Vec<Vec<f64>> = returns.collect::<Result<_, Failure>>()?;
+        (returns.concat(), returns)
+    };
+    let normalizes = case.params.has("advantages_norm") && case.params.flag("advantages_norm")?;
+    if normalizes && !matches!(name, "group_norm" | "grpo") {
+        let epsilon = if name == "gae" { 1e-9 } else { 1e-8 };
+        standardize(&mut advantages, &flat_mask, epsilon).map_err(Failure::refused)?;
+    }
+    let clips = case.params.number_or("advantage_clip", 0.0)?;
+    let mut info = json!({});
+    if clips > 0.0 {
+        let mut outside = advantage::clip(&mut advantages, clips).map_err(Failure::refused)?;
+        if name == "gae" {
+            // There the share is counted after clipping and so is always 0.
+            outside = advantage::clip(&mut advantages, clips).map_err(Failure::refused)?;
+        }
+        // The reference holds the share as float32, once for each row.
+        let outside = f64::from(outside as f32);
+        info = json!({ "advantage_clip_frac": vec![outside; rewards.len()] });
+    } else if name == "gae" {
+        info = json!({ "advantage_clip_frac": 0.0 });
+    }
+    let width = rewards.first().map_or(1, Vec::len);
+    Ok(json!({
+        "advantages": advantages.chunks(width).map(encode_all).collect::<Vec<_>>(),
+        "returns": returns.iter().map(|row| encode_all(row)).collect::<Vec<_>>(),
+        "info": info,
+    }))
+}
+
+type Flat = (Vec<f64>, Vec<Vec<f64>>);
+
+fn with_critic(case: &Case, rewards: &[Vec<f64>], mask: &[Vec<bool>]) -> Result<Flat, Failure> {
+    let spec = Gae {
+        gamma: case.params.number("gamma")?,
+        lambda: case.params.number("lambd")?,
+        outside: Outside::Zero,
+    };
+    let values = case.inputs.matrix("values")?;
+    let (mut advantages, mut returns) = (Vec::new(), Vec::new());
+    for b in 0..rewards.len() {
+        let (mut a, mut g) = (vec![0.0; rewards[b].len()], vec![0.0; rewards[b].len()]);
+        advantage::gae(&spec, &rewards[b], &values[b], &mask[b], &mut a, &mut g)
+            .map_err(Failure::refused)?;
+        advantages.extend(a);
+        returns.push(g);
+    }
+    Ok((advantages, returns))
+}
+
+/// The scalar form, checked against the tensor form.
+pub(crate) fn approx_kl(case: &Case) -> Result<Value, Failure> {
+    let name = case.params.text("kl_estimator")?;
+    let kind: kl::Kind = name.parse().map_err(Failure::refused)?;
+    let logps = case.inputs.matrix("log_probs")?;
+    let bases = case.inputs.matrix("log_probs_base")?;
+    let mask = case.inputs.mask("action_mask")?;
+    let rows = logps.iter().zip(&bases).zip(&mask).map(|((logp, base), mask)| {
+        let tokens = kind.of_tokens(Clamps::Off, logp, base, mask).map_err(Failure::refused)?;
+        Ok(encode_all(&tokens))
+    });
+    let rows: Vec<Value> = rows.collect::<Result<_, Failure>>()?;
+    let tensors = tensor_kl::kl_tokens(
+        name.parse().map_err(Failure::refused)?,
+        tensor_kl::Clamps::Off,
+        &tensor(&case.inputs, "log_probs")?,
+        &tensor(&case.inputs, "log_probs_base")?,
+    )
+    .map_err(Failure::refused)?;
+    let masked = tensors * tensor(&case.inputs, "action_mask")?;
+    let loose = plumb_golden::Tolerance { rtol: 0.0, atol: 1e-12 };
+    plumb_golden::compare(&nested(&masked), &json!(rows), loose).expect("both forms agree");
+    Ok(json!(rows))
+}
+
+pub(crate) fn token_reward(case: &Case) -> Result<Value, Failure> {
+    let clip = if case.params.has("reward_clip_range") {
+        Some(case.params.vector("reward_clip_range")?[1])
+    } else {
+        None
+    };
+    let spec = TokenReward { kl_coef: case.params.number("kl_coef")?, reward_clip: clip };
+    let rewards = case.inputs.vector("r")?;
+    let kl = case.inputs.matrix("kl")?;
+    let mask = case.inputs.mask("action_mask")?;
+    let rows = rewards.iter().zip(&kl).zip(&mask).map(|((r, kl), mask)| {
+        Ok(encode_all(&token_rewards(&spec, *r, kl, mask).map_err(Failure::refused)?))
+    });
+    Ok(Value::Array(rows.collect::<Result<_, Failure>>()?))
+}
+
+pub(crate) fn kl_controller(case: &Case) -> Result<Value, Failure> {
+    let mut controller = KlController::Adaptive {
+        coef: case.params.number("init_kl_coef")?,
+        target: case.params.number("target")?,
+        horizon: case.params.number("horizon")?,
+    };
+    let mut values = vec![controller.coef()];
+    for update in case.inputs.matrix("updates")? {
+        controller.update(update[0], update[1] as usize).map_err(Failure::refused)?;
+        values.push(controller.coef());
+    }
+    Ok(encode_all(&values))
+}
+
+pub(crate) fn overlong(case: &Case) -> Result<Value, Failure> {
+    let spec = Overlong {
+        max_new_tokens: case.params.count("max_new_tokens")? as u32,
+        buffer_tokens: case.params.count("overlong_buffer_len")? as u32,
+        factor: case.params.number("overlong_buffer_penalty_factor")?,
+    };
+    let rewards = case.inputs.vector("rewards")?;
+    let lengths = case.inputs.vector("response_lengths")?;
+    let (mut penalties, mut sums) = (Vec::new(), Vec::new());
+    for (reward, length) in rewards.iter().zip(lengths) {
+        let penalty = spec.penalty(length as usize).map_err(Failure::refused)?;
+        penalties.push(encode(penalty));
+        sums.push(encode(reward + penalty));
+    }
+    Ok(json!({ "penalty": penalties, "rewards": sums }))
+}
