@@ -44,6 +44,11 @@ pub enum Event {
         /// Which agent.
         agent: AgentId,
     },
+    /// An agent stops in an orderly way.
+    AgentLeft {
+        /// Which agent.
+        agent: AgentId,
+    },
     /// Stage code asks for a group.
     PlaceGroup {
         /// What it needs.

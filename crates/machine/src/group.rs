@@ -69,9 +69,8 @@ impl GroupSpec {
     }
 
     pub(crate) fn validate(&self) -> Result<(), Refusal> {
-        let bad = |what: &str| {
-            Err(Refusal::BadSpec { group: self.name.clone(), what: what.to_owned() })
-        };
+        let bad =
+            |what: &str| Err(Refusal::BadSpec { group: self.name.clone(), what: what.to_owned() });
         if self.world_size == 0 {
             return bad("world_size is 0; expected at least 1");
         }
@@ -156,8 +155,7 @@ pub(crate) struct Group {
 
 impl Group {
     pub(crate) fn is_ready(&self) -> bool {
-        self.failed.is_none()
-            && self.slots.values().all(|s| matches!(s.state, State::Live { .. }))
+        self.failed.is_none() && self.slots.values().all(|s| matches!(s.state, State::Live { .. }))
     }
 }
 

@@ -38,12 +38,7 @@ impl Machine {
     /// An empty cluster.
     #[must_use]
     pub fn new(settings: Settings) -> Self {
-        Self {
-            settings,
-            agents: BTreeMap::new(),
-            groups: BTreeMap::new(),
-            index: BTreeMap::new(),
-        }
+        Self { settings, agents: BTreeMap::new(), groups: BTreeMap::new(), index: BTreeMap::new() }
     }
 
     /// Takes one event.
@@ -56,6 +51,7 @@ impl Machine {
                 Ok(self.agent_registered(now, agent, resources))
             }
             Event::AgentHeartbeat { agent } => self.agent_heartbeat(now, agent),
+            Event::AgentLeft { agent } => Ok(self.agent_left(now, &agent)),
             Event::PlaceGroup { spec } => self.place_group(now, spec),
             Event::ReleaseGroup { group } => self.release_group(&group),
             Event::RestartGroup { group, reason } => self.restart_group(now, &group, &reason),
@@ -153,6 +149,13 @@ impl Machine {
             }
             None => Err(Refusal::UnknownAgent { agent }),
         }
+    }
+
+    fn agent_left(&mut self, now: Time, agent: &AgentId) -> Vec<Effect> {
+        if !self.agents.contains_key(agent) {
+            return Vec::new();
+        }
+        self.agent_gone(now, agent, "its agent left the cluster")
     }
 
     fn place_group(&mut self, now: Time, spec: GroupSpec) -> Result<Vec<Effect>, Refusal> {
@@ -255,11 +258,7 @@ impl Machine {
     }
 
     /// EP-1: the group and rank of a worker whose epoch is the current one.
-    fn current(
-        &mut self,
-        worker: &WorkerId,
-        epoch: Epoch,
-    ) -> Result<(&mut Group, u32), Refusal> {
+    fn current(&mut self, worker: &WorkerId, epoch: Epoch) -> Result<(&mut Group, u32), Refusal> {
         let Some((name, rank)) = self.index.get(worker).cloned() else {
             return Err(fenced(worker, epoch, "its group was released"));
         };

@@ -181,10 +181,7 @@ mod tests {
     fn a_failed_take_takes_nothing() {
         let mut free = Free::all_of(&node(1));
         assert!(free.take(&bundle(3_000, 1_000)).is_ok());
-        assert_eq!(
-            free.take(&bundle(1_500, 0)),
-            Err("1 CPUs free, 1.5 needed".to_owned())
-        );
+        assert_eq!(free.take(&bundle(1_500, 0)), Err("1 CPUs free, 1.5 needed".to_owned()));
         assert!(free.take(&bundle(1_000, 0)).is_ok());
     }
 }

@@ -30,14 +30,8 @@ pub enum Phase {
 
 impl Phase {
     /// All of them, in order.
-    pub const ALL: [Self; 6] = [
-        Self::Generate,
-        Self::Score,
-        Self::Advantages,
-        Self::Update,
-        Self::Publish,
-        Self::Commit,
-    ];
+    pub const ALL: [Self; 6] =
+        [Self::Generate, Self::Score, Self::Advantages, Self::Update, Self::Publish, Self::Commit];
 
     fn next(self) -> Option<Self> {
         Self::ALL.into_iter().find(|phase| *phase > self)
@@ -147,11 +141,7 @@ impl StepMachine {
     /// A job that goes on after a committed step with a checkpoint.
     #[must_use]
     pub fn resume(step: StepId, version: PolicyVersion) -> Self {
-        Self {
-            next: StepId(step.0 + 1),
-            checkpoint: Some((step, version)),
-            ..Self::new(version)
-        }
+        Self { next: StepId(step.0 + 1), checkpoint: Some((step, version)), ..Self::new(version) }
     }
 
     /// Begins a step; Generate is due.

@@ -2,6 +2,8 @@
 
 use std::io::{BufRead, Read};
 
+use nix::sys::prctl;
+use nix::sys::signal::Signal;
 use plumb_domain::{Epoch, Role, WorkerId};
 use serde::{Deserialize, Serialize};
 
@@ -47,6 +49,9 @@ impl Bootstrap {
     pub fn from_stdin() -> Result<Self, RuntimeError> {
         let bootstrap = Self::read(&mut std::io::stdin().lock())?;
         exit_with_stdin("worker")?;
+        // For the case that this process is stopped, or hangs in its exit, when the agent goes.
+        prctl::set_pdeathsig(Signal::SIGKILL)
+            .map_err(|e| RuntimeError::Bootstrap(format!("prctl: {e}")))?;
         Ok(bootstrap)
     }
 
@@ -62,7 +67,9 @@ impl Bootstrap {
             return Err(wrong("stdin ended before a line came".to_owned()));
         }
         if !line.ends_with('\n') {
-            return Err(wrong(format!("the line is cut off or longer than {MAX_LINE_BYTES} bytes")));
+            return Err(wrong(format!(
+                "the line is cut off or longer than {MAX_LINE_BYTES} bytes"
+            )));
         }
         let bootstrap: Self = serde_json::from_str(&line)
             .map_err(|e| wrong(format!("column {}: not the expected JSON object", e.column())))?;

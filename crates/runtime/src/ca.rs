@@ -1,9 +1,8 @@
 //! The certificate authority of one run. Its key lives in the coordinator's memory only.
 
-
 use rcgen::{
-    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName, DnType,
-    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType,
+    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName,
+    DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType,
 };
 use time::{Duration, OffsetDateTime};
 
@@ -72,8 +71,7 @@ impl CertificateAuthority {
     pub fn issue(&self, identity: &Identity) -> Result<Credentials, RuntimeError> {
         let failed = |e: rcgen::Error| certificate_error(&identity.to_string(), &e);
         let key = KeyPair::generate().map_err(failed)?;
-        let leaf =
-            leaf_params(identity)?.signed_by(&key, &self.issuer).map_err(failed)?.pem();
+        let leaf = leaf_params(identity)?.signed_by(&key, &self.issuer).map_err(failed)?.pem();
         Credentials::new(self.chained(&leaf), key.serialize_pem(), self.ca_pem.clone())
     }
 
@@ -141,7 +139,6 @@ fn common_name(name: &str) -> DistinguishedName {
 fn certificate_error(subject: &str, error: &rcgen::Error) -> RuntimeError {
     RuntimeError::Certificate { subject: subject.to_owned(), what: error.to_string() }
 }
-
 
 #[cfg(test)]
 mod tests {

@@ -152,8 +152,7 @@ fn plain_endpoint(address: &str) -> Result<Endpoint, RuntimeError> {
 /// # Errors
 /// [`RuntimeError`] when the certificate does not parse or has no such URI.
 pub fn identity_of(leaf: &CertificateDer<'_>) -> Result<Identity, RuntimeError> {
-    let failed =
-        |what: String| RuntimeError::Certificate { subject: "a peer".to_owned(), what };
+    let failed = |what: String| RuntimeError::Certificate { subject: "a peer".to_owned(), what };
     let (_, certificate) =
         x509_parser::parse_x509_certificate(leaf).map_err(|e| failed(e.to_string()))?;
     let names = certificate

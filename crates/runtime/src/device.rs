@@ -168,10 +168,14 @@ mod tests {
         let device = DeviceThread::spawn("t", || Rc::new(Cell::new(0_u64))).unwrap();
         let mut results = Vec::new();
         for i in 1..=3_u64 {
-            results.push(device.run(move |s| {
-                s.set(s.get() * 10 + i);
-                s.get()
-            }).await);
+            results.push(
+                device
+                    .run(move |s| {
+                        s.set(s.get() * 10 + i);
+                        s.get()
+                    })
+                    .await,
+            );
         }
         assert_eq!(results, vec![Ok(1), Ok(12), Ok(123)]);
     }

@@ -73,8 +73,7 @@ impl<T: Clone + Send + Sync + 'static> Idempotent<T> {
         F: FnOnce(CallContext) -> W,
         W: Future<Output = Result<T, Status>> + Send + 'static,
     {
-        let key: Key =
-            (context.job_id.clone(), context.step, context.phase.clone(), context.shard);
+        let key: Key = (context.job_id.clone(), context.step, context.phase.clone(), context.shard);
         let attempt = context.attempt;
         let mut entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(entry) = entries.by_key.get(&key) {

@@ -71,9 +71,8 @@ impl Peers {
     /// The owner's status, `DATA_LOSS` on a mismatch, `INVALID_ARGUMENT` for a reference that
     /// names no valid owner or address. Messages name the object and its owner.
     pub async fn fetch(&self, reference: &ObjectRef) -> Result<Bytes, Status> {
-        let wrong = |e: String| {
-            Status::invalid_argument(format!("object reference {}: {e}", reference.id))
-        };
+        let wrong =
+            |e: String| Status::invalid_argument(format!("object reference {}: {e}", reference.id));
         let owner = WorkerId::new(reference.owner.clone()).map_err(|e| wrong(e.to_string()))?;
         let channel = self.worker(&reference.address, &owner).map_err(|e| wrong(e.to_string()))?;
         let context = |status: Status| {

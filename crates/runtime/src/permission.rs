@@ -21,6 +21,7 @@ use PeerKind::{Admin, Agent, Coordinator, Worker};
 /// Who may call what. `*` stands for every method of a service; the first match decides.
 const TABLE: &[(&str, &str, &[PeerKind])] = &[
     ("plumbline.cluster.v1.ClusterService", "RegisterAgent", &[Agent]),
+    ("plumbline.cluster.v1.ClusterService", "LeaveAgent", &[Agent]),
     ("plumbline.cluster.v1.ClusterService", "ReportExit", &[Agent]),
     ("plumbline.cluster.v1.ClusterService", "RegisterWorker", &[Worker]),
     ("plumbline.cluster.v1.ClusterService", "Heartbeat", &[Agent, Worker]),
@@ -55,8 +56,7 @@ pub fn check(path: &str, peer: Option<&Identity>) -> Result<(), Status> {
             "PE-2: {path} needs a client certificate of this run; join with a token first"
         )));
     };
-    let (service, method) =
-        path.trim_start_matches('/').split_once('/').unwrap_or((path, ""));
+    let (service, method) = path.trim_start_matches('/').split_once('/').unwrap_or((path, ""));
     let row = TABLE.iter().find(|(s, m, _)| *s == service && (*m == "*" || *m == method));
     let Some((_, _, allowed)) = row else {
         return Err(Status::permission_denied(format!("PE-1: nobody may call {path}")));

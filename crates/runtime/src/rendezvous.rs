@@ -7,9 +7,7 @@ use std::sync::mpsc as std_mpsc;
 use std::time::Duration;
 
 use plumb_proto::cluster::cluster_service_client::ClusterServiceClient;
-use plumb_proto::cluster::{
-    StoreAddRequest, StoreDeleteRequest, StoreGetRequest, StoreSetRequest,
-};
+use plumb_proto::cluster::{StoreAddRequest, StoreDeleteRequest, StoreGetRequest, StoreSetRequest};
 use tokio::sync::mpsc;
 use tonic::transport::Channel;
 use tonic::{Code, Status};
@@ -131,11 +129,7 @@ impl Rendezvous {
     ///
     /// # Errors
     /// As [`get`](Self::get).
-    pub fn wait(
-        &self,
-        keys: &[impl AsRef<str>],
-        timeout: Duration,
-    ) -> Result<(), RendezvousError> {
+    pub fn wait(&self, keys: &[impl AsRef<str>], timeout: Duration) -> Result<(), RendezvousError> {
         self.get(keys, timeout).map(|_| ())
     }
 

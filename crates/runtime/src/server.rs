@@ -59,10 +59,7 @@ pub async fn serve(
         .initial_connection_window_size(16 << 20)
         .layer(PermissionLayer)
         .add_routes(routes)
-        .serve_with_incoming_shutdown(
-            TcpIncoming::from(listener).with_nodelay(Some(true)),
-            signal,
-        );
+        .serve_with_incoming_shutdown(TcpIncoming::from(listener).with_nodelay(Some(true)), signal);
     let drained = async {
         // Resolves with an error when the sender is dropped, which is the signal.
         let _ = stopping.await;

@@ -106,8 +106,7 @@ impl Worker {
         routes: Routes,
     ) -> Result<(), RuntimeError> {
         let Self { context, listener, stop } = self;
-        let worker_server =
-            WorkerServer::new(context.clone(), Arc::clone(&hooks), stop.clone());
+        let worker_server = WorkerServer::new(context.clone(), Arc::clone(&hooks), stop.clone());
         let routes = routes
             .add_service(WorkerServiceServer::new(worker_server))
             .add_service(ObjectServiceServer::new(context.objects().clone()));
@@ -125,10 +124,7 @@ impl Worker {
         kill_after(STOP_PATIENCE);
         hooks.stopping().await;
         served.unwrap_or_else(|e| {
-            Err(RuntimeError::Serve {
-                address: context.inner.address.clone(),
-                what: e.to_string(),
-            })
+            Err(RuntimeError::Serve { address: context.inner.address.clone(), what: e.to_string() })
         })
     }
 }

@@ -169,7 +169,8 @@ impl Machine {
                 vec![start(&group.spec, rank, slot)]
             }
             Err(_) if now < give_up => {
-                slot.state = State::Waiting { until: now.after(RETRY_MILLIS).min(give_up), give_up };
+                slot.state =
+                    State::Waiting { until: now.after(RETRY_MILLIS).min(give_up), give_up };
                 Vec::new()
             }
             Err(error) => {
