@@ -4,6 +4,8 @@
 //! torch-sys cannot do this for its dependents: cargo applies `rustc-link-arg` only to the package
 //! that prints it. Packages name this file in their manifest (`build = ".../torch/rpath.rs"`).
 
+#![allow(clippy::print_stdout, reason = "cargo reads a build script's standard output")]
+
 fn main() {
     println!("cargo:rerun-if-env-changed=LIBTORCH");
     println!("cargo:rerun-if-env-changed=LIBTORCH_LIB");

@@ -110,7 +110,7 @@ mod tests {
             let t = t as i32 + 1;
             let grad_tensor = Tensor::from_slice(&grad.map(|g| g as f32));
             adamw.step(&[&param], &[&grad_tensor], &[&m], &[&v], &[&step]).unwrap();
-            for i in 0..2 {
+            for i in [0, 1] {
                 theta[i] *= 1.0 - adamw.lr * adamw.weight_decay;
                 first[i] = adamw.beta1 * first[i] + (1.0 - adamw.beta1) * grad[i];
                 second[i] = adamw.beta2 * second[i] + (1.0 - adamw.beta2) * grad[i] * grad[i];
@@ -120,9 +120,9 @@ mod tests {
             }
         }
         assert_eq!(step.double_value(&[]), 2.0);
-        for i in 0..2 {
+        for (i, expected) in theta.into_iter().enumerate() {
             let got = param.double_value(&[i as i64]);
-            assert!((got - theta[i]).abs() < 1e-6, "{got} against {}", theta[i]);
+            assert!((got - expected).abs() < 1e-6, "{got} against {expected}");
         }
     }
 

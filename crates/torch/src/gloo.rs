@@ -88,7 +88,7 @@ impl ProcessGroup {
     }
 
     fn start(
-        &mut self,
+        &self,
         operation: &'static str,
         start: impl FnOnce(*mut RawGroup, *mut *mut RawWork) -> Answer,
     ) -> Result<Work, TorchError> {
@@ -103,7 +103,7 @@ impl ProcessGroup {
     ///
     /// # Errors
     /// When the tensor cannot be reduced or the group is closed.
-    pub fn all_reduce(&mut self, tensor: &Tensor, op: ReduceOp) -> Result<Work, TorchError> {
+    pub fn all_reduce(&self, tensor: &Tensor, op: ReduceOp) -> Result<Work, TorchError> {
         // SAFETY: the tensor lives for the call, and the operation keeps its own reference to it.
         self.start("all-reduce", |group, work| unsafe {
             ffi::plumb_gloo_all_reduce(group, tensor.as_ptr(), op.code(), work)
@@ -114,7 +114,7 @@ impl ProcessGroup {
     ///
     /// # Errors
     /// When sizes or dtypes do not fit or the group is closed.
-    pub fn all_gather(&mut self, output: &Tensor, input: &Tensor) -> Result<Work, TorchError> {
+    pub fn all_gather(&self, output: &Tensor, input: &Tensor) -> Result<Work, TorchError> {
         // SAFETY: both tensors live for the call, and the operation keeps its own references.
         self.start("all-gather", |group, work| unsafe {
             ffi::plumb_gloo_all_gather(group, output.as_ptr(), input.as_ptr(), work)
@@ -126,7 +126,7 @@ impl ProcessGroup {
     /// # Errors
     /// When sizes or dtypes do not fit or the group is closed.
     pub fn reduce_scatter(
-        &mut self,
+        &self,
         output: &Tensor,
         input: &Tensor,
         op: ReduceOp,
@@ -141,7 +141,7 @@ impl ProcessGroup {
     ///
     /// # Errors
     /// When the root does not exist or the group is closed.
-    pub fn broadcast(&mut self, tensor: &Tensor, root: usize) -> Result<Work, TorchError> {
+    pub fn broadcast(&self, tensor: &Tensor, root: usize) -> Result<Work, TorchError> {
         let root = rank_code("broadcast", root)?;
         // SAFETY: the tensor lives for the call, and the operation keeps its own reference to it.
         self.start("broadcast", |group, work| unsafe {
@@ -153,7 +153,7 @@ impl ProcessGroup {
     ///
     /// # Errors
     /// When the group is closed.
-    pub fn barrier(&mut self) -> Result<Work, TorchError> {
+    pub fn barrier(&self) -> Result<Work, TorchError> {
         // SAFETY: `start` passes a live group and a valid out-parameter.
         self.start("barrier", |group, work| unsafe { ffi::plumb_gloo_barrier(group, work) })
     }
@@ -162,7 +162,7 @@ impl ProcessGroup {
     ///
     /// # Errors
     /// When the rank does not exist or the group is closed.
-    pub fn send(&mut self, tensor: &Tensor, to: usize, tag: u16) -> Result<Work, TorchError> {
+    pub fn send(&self, tensor: &Tensor, to: usize, tag: u16) -> Result<Work, TorchError> {
         let to = rank_code("send", to)?;
         // SAFETY: the tensor lives for the call, and the operation keeps its own reference to it.
         self.start("send", |group, work| unsafe {
@@ -174,7 +174,7 @@ impl ProcessGroup {
     ///
     /// # Errors
     /// When the rank does not exist or the group is closed.
-    pub fn recv(&mut self, tensor: &Tensor, from: usize, tag: u16) -> Result<Work, TorchError> {
+    pub fn recv(&self, tensor: &Tensor, from: usize, tag: u16) -> Result<Work, TorchError> {
         let from = rank_code("receive", from)?;
         // SAFETY: the tensor lives for the call, and the operation keeps its own reference to it.
         self.start("receive", |group, work| unsafe {

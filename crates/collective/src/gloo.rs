@@ -1,0 +1,160 @@
+//! Collectives between processes over TCP, for CPU tensors.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use plumb_torch::gloo::{Closer, ProcessGroup, Work};
+use plumb_torch::{Store, TorchError};
+use tch::Tensor;
+
+use crate::membership::Membership;
+use crate::operands::{check_one, check_pair, check_root};
+use crate::{AbortHandle, Collective, CollectiveError, Pending, ReduceOp};
+
+/// The interface that groups use unless told otherwise.
+pub const LOOPBACK: &str = "127.0.0.1";
+
+/// One rank of a Gloo group.
+pub struct Gloo {
+    process_group: ProcessGroup,
+    shared: Arc<Shared>,
+}
+
+impl fmt::Debug for Gloo {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let m = &self.shared.membership;
+        write!(f, "Gloo({:?}, rank {} of {})", m.group, m.rank, m.world_size)
+    }
+}
+
+/// What operations in flight and abort handles need of the group.
+struct Shared {
+    membership: Membership,
+    closer: Closer,
+}
+
+impl Shared {
+    /// Closing twice is harmless, and a connection that is already broken cannot be closed better.
+    fn close(&self) {
+        let _ = self.closer.close();
+    }
+
+    fn failure(
+        &self,
+        operation: &'static str,
+        sequence: u64,
+        error: TorchError,
+    ) -> CollectiveError {
+        self.membership.failure(operation, sequence, error.message, || self.close())
+    }
+}
+
+impl Gloo {
+    /// Joins `group` over the loopback interface. All ranks call this with the same store, which
+    /// belongs to this group and epoch alone. `timeout` bounds the joining and each operation.
+    ///
+    /// # Errors
+    /// [`CollectiveError::Join`] naming the ranks that did not come, [`CollectiveError::Backend`].
+    pub fn connect(
+        store: Arc<dyn Store>,
+        group: &str,
+        rank: usize,
+        world_size: usize,
+        timeout: Duration,
+    ) -> Result<Self, CollectiveError> {
+        Self::connect_at(store, group, rank, world_size, timeout, LOOPBACK)
+    }
+
+    /// As [`Gloo::connect`], over the interface that `address` (name or number) belongs to.
+    ///
+    /// # Errors
+    /// As [`Gloo::connect`].
+    pub fn connect_at(
+        store: Arc<dyn Store>,
+        group: &str,
+        rank: usize,
+        world_size: usize,
+        timeout: Duration,
+        address: &str,
+    ) -> Result<Self, CollectiveError> {
+        let membership = Membership::join(Arc::clone(&store), group, rank, world_size, timeout)?;
+        let process_group = ProcessGroup::connect(store, rank, world_size, timeout, address)
+            .map_err(|error| membership.backend("gloo", error.message))?;
+        let closer = process_group.closer();
+        Ok(Self { process_group, shared: Arc::new(Shared { membership, closer }) })
+    }
+
+    fn start(
+        &self,
+        operation: &'static str,
+        operands: Result<(), String>,
+        start: impl FnOnce(&ProcessGroup) -> Result<Work, TorchError>,
+    ) -> Result<Pending, CollectiveError> {
+        let sequence = self.shared.membership.enter(operation, operands)?;
+        let work = start(&self.process_group)
+            .map_err(|error| self.shared.failure(operation, sequence, error))?;
+        let shared = Arc::clone(&self.shared);
+        Ok(Pending::new(move || {
+            work.wait().map_err(|error| shared.failure(operation, sequence, error))
+        }))
+    }
+}
+
+impl Collective for Gloo {
+    fn rank(&self) -> usize {
+        self.shared.membership.rank
+    }
+
+    fn world_size(&self) -> usize {
+        self.shared.membership.world_size
+    }
+
+    fn group(&self) -> &str {
+        &self.shared.membership.group
+    }
+
+    fn all_reduce(&self, tensor: &mut Tensor, op: ReduceOp) -> Result<Pending, CollectiveError> {
+        self.start("all-reduce", on_cpu(tensor), |group| group.all_reduce(tensor, op))
+    }
+
+    fn all_gather(&self, out: &mut Tensor, input: &Tensor) -> Result<Pending, CollectiveError> {
+        let operands = on_cpu(out).and_then(|()| check_pair(out, input, self.world_size()));
+        self.start("all-gather", operands, |group| group.all_gather(out, input))
+    }
+
+    fn reduce_scatter(
+        &self,
+        out: &mut Tensor,
+        input: &Tensor,
+        op: ReduceOp,
+    ) -> Result<Pending, CollectiveError> {
+        let operands = on_cpu(input).and_then(|()| check_pair(input, out, self.world_size()));
+        self.start("reduce-scatter", operands, |group| group.reduce_scatter(out, input, op))
+    }
+
+    fn broadcast(&self, tensor: &mut Tensor, root: usize) -> Result<Pending, CollectiveError> {
+        let operands = on_cpu(tensor).and_then(|()| check_root(root, self.world_size()));
+        self.start("broadcast", operands, |group| group.broadcast(tensor, root))
+    }
+
+    fn barrier(&self) -> Result<(), CollectiveError> {
+        self.start("barrier", Ok(()), ProcessGroup::barrier)?.wait()
+    }
+
+    fn abort_handle(&self) -> AbortHandle {
+        let shared = Arc::clone(&self.shared);
+        AbortHandle::new(move || {
+            shared.membership.end();
+            shared.close();
+        })
+    }
+}
+
+fn on_cpu(tensor: &Tensor) -> Result<(), String> {
+    if tensor.device() == tch::Device::Cpu {
+        check_one(tensor)
+    } else {
+        Err(format!("a tensor on {:?} is not on the cpu", tensor.device()))
+    }
+}
