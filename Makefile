@@ -1,0 +1,68 @@
+# Plumbline. `make` lists the targets.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+RUN ?= runs/quickstart
+SEED ?= 17
+GOLDEN ?=
+# Two OpenMP threads under contention make small operations a hundred times slower.
+export OMP_NUM_THREADS ?= 1
+
+MODEL := .assets/smollm2-135m-instruct
+PLUMB := target/debug/plumb
+
+.PHONY: help setup build quickstart explain test fmt clippy deny layers golden parity gpu-check clean-run
+
+help: ## List the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+setup: ## Fetch libtorch into .libtorch/ (nothing system-wide)
+	@command -v cargo >/dev/null || { echo "error: cargo is not on the PATH; install Rust with rustup" >&2; exit 1; }
+	@command -v python3 >/dev/null || { echo "error: python3 is not on the PATH" >&2; exit 1; }
+	@python3 scripts/fetch_libtorch.py
+
+build: setup ## Build every program
+	@cargo build --workspace --bins
+
+$(MODEL)/config.json: | build
+	@python3 scripts/fetch_models.py smollm2
+	@$(PLUMB) import .assets/SmolLM2-135M-Instruct.Q4_1.gguf $(MODEL)
+
+quickstart: build $(MODEL)/config.json ## Safe GRPO on a chat model, end to end; RUN=<folder> SEED=<n>
+	@$(PLUMB) train recipes/quickstart.toml --run-dir $(RUN) --set seed=$(SEED)
+
+explain: build ## Print the quickstart recipe's derived arithmetic
+	@$(PLUMB) explain recipes/quickstart.toml
+
+test: setup fmt clippy layers deny ## All that CI runs
+	@cargo build --workspace --bins
+	@cargo test --workspace
+
+fmt: ## Check formatting
+	@cargo fmt --all --check
+
+clippy: setup ## Lints, warnings are errors
+	@cargo clippy --workspace --all-targets -- -D warnings
+
+layers: ## Check who imports whom
+	@cargo xtask check-layers
+
+deny: ## Licences, bans, advisories that need no network (where cargo-deny is installed)
+	@if command -v cargo-deny >/dev/null; then cargo deny check bans licenses sources; \
+	else echo "skipped: cargo-deny is not installed (cargo install cargo-deny --locked)"; fi
+
+golden: setup ## Check the reference vectors, with the largest error of each file
+	@cargo test -p plumb-golden -- --nocapture
+
+parity: build ## Check our exports in transformers (needs python3 with torch and transformers)
+	@python3 scripts/fetch_models.py smollm2 stories15m
+	@cargo test -p plumb-model --test '*' -- --nocapture
+	@python3 tests/parity/check_export.py
+
+gpu-check: build ## What needs a GPU; says aloud when there is none
+	@cargo test -p plumb-torch -p plumb-collective -- gpu --nocapture
+
+clean-run: ## Remove the run folder named by RUN
+	@rm -rf -- "$(RUN)"
