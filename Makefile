@@ -54,7 +54,7 @@ deny: ## Licences, bans, advisories that need no network (where cargo-deny is in
 	else echo "skipped: cargo-deny is not installed (cargo install cargo-deny --locked)"; fi
 
 golden: setup ## Check the reference vectors, with the largest error of each file
-	@cargo test -p plumb-golden -- --nocapture
+	@GOLDEN="$(GOLDEN)" cargo test -p plumb-golden --test walk -- --nocapture
 
 parity: build ## Check our exports in transformers (needs python3 with torch and transformers)
 	@python3 scripts/fetch_models.py smollm2 stories15m
