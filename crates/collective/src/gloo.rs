@@ -1,7 +1,8 @@
 //! Collectives between processes over TCP, for CPU tensors.
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::mpsc::{self, Receiver, Sender};
+use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
 use plumb_torch::gloo::{Closer, ProcessGroup, Work};
@@ -17,7 +18,9 @@ pub const LOOPBACK: &str = "127.0.0.1";
 
 /// One rank of a Gloo group.
 pub struct Gloo {
-    process_group: ProcessGroup,
+    /// `None` only while being dropped.
+    process_group: Option<ProcessGroup>,
+    waiter: Sender<Duty>,
     shared: Arc<Shared>,
 }
 
@@ -32,12 +35,43 @@ impl fmt::Debug for Gloo {
 struct Shared {
     membership: Membership,
     closer: Closer,
+    /// Guards nothing; orders "an operation is done" and "the group ended" before the waits.
+    gate: Mutex<()>,
+    changed: Condvar,
+}
+
+/// The outcome of one operation, once there is one.
+type Outcome = Arc<OnceLock<Result<(), TorchError>>>;
+
+/// What the group's waiter thread does, in order. gloo wakes a blocked rank when its peers close
+/// their connections, but not when the rank closes its own; so nobody but this thread blocks in
+/// gloo, and an abort reaches whoever waits for this thread.
+enum Duty {
+    Wait(Work, Outcome),
+    /// Ending a group joins gloo's threads, which after an abort may be busy until the time limit.
+    End(ProcessGroup, Arc<Shared>),
+}
+
+fn wait_in_order(duties: &Receiver<Duty>, shared: &Weak<Shared>) {
+    while let Ok(Duty::Wait(work, outcome)) = duties.recv() {
+        // Set once, here only.
+        let _ = outcome.set(work.wait());
+        if let Some(shared) = shared.upgrade() {
+            shared.notify();
+        }
+    }
 }
 
 impl Shared {
+    fn notify(&self) {
+        let _gate = self.gate.lock().unwrap_or_else(PoisonError::into_inner);
+        self.changed.notify_all();
+    }
+
     /// Closing twice is harmless, and a connection that is already broken cannot be closed better.
     fn close(&self) {
         let _ = self.closer.close();
+        self.notify();
     }
 
     fn failure(
@@ -47,6 +81,38 @@ impl Shared {
         error: TorchError,
     ) -> CollectiveError {
         self.membership.failure(operation, sequence, error.message, || self.close())
+    }
+
+    /// Blocks until the operation has an outcome or the group ended.
+    fn wait(
+        &self,
+        operation: &'static str,
+        sequence: u64,
+        outcome: &Outcome,
+    ) -> Result<(), CollectiveError> {
+        let mut gate = self.gate.lock().unwrap_or_else(PoisonError::into_inner);
+        let result = loop {
+            match outcome.get() {
+                Some(result) => break result.clone(),
+                None if self.membership.has_ended() => {
+                    break Err(TorchError { operation, message: "aborted".to_owned() });
+                }
+                None => {
+                    gate = self.changed.wait(gate).unwrap_or_else(PoisonError::into_inner);
+                }
+            }
+        };
+        drop(gate);
+        result.map_err(|error| self.failure(operation, sequence, error))
+    }
+}
+
+impl Drop for Gloo {
+    fn drop(&mut self) {
+        if let Some(process_group) = self.process_group.take() {
+            // Without a waiter thread the group simply ends here.
+            let _ = self.waiter.send(Duty::End(process_group, Arc::clone(&self.shared)));
+        }
     }
 }
 
@@ -82,7 +148,16 @@ impl Gloo {
         let process_group = ProcessGroup::connect(store, rank, world_size, timeout, address)
             .map_err(|error| membership.backend("gloo", error.message))?;
         let closer = process_group.closer();
-        Ok(Self { process_group, shared: Arc::new(Shared { membership, closer }) })
+        let name = format!("gloo-{group}");
+        let (gate, changed) = (Mutex::new(()), Condvar::new());
+        let shared = Arc::new(Shared { membership, closer, gate, changed });
+        let (waiter, duties) = mpsc::channel();
+        let seen = Arc::downgrade(&shared);
+        std::thread::Builder::new()
+            .name(name)
+            .spawn(move || wait_in_order(&duties, &seen))
+            .map_err(|error| shared.membership.backend("gloo", error.to_string()))?;
+        Ok(Self { process_group: Some(process_group), waiter, shared })
     }
 
     fn start(
@@ -92,12 +167,15 @@ impl Gloo {
         start: impl FnOnce(&ProcessGroup) -> Result<Work, TorchError>,
     ) -> Result<Pending, CollectiveError> {
         let sequence = self.shared.membership.enter(operation, operands)?;
-        let work = start(&self.process_group)
-            .map_err(|error| self.shared.failure(operation, sequence, error))?;
+        let failed = |error| self.shared.failure(operation, sequence, error);
+        let gone = || TorchError { operation, message: "the group's waiter ended".to_owned() };
+        let process_group = self.process_group.as_ref().ok_or_else(|| failed(gone()))?;
+        let work = start(process_group).map_err(failed)?;
+        let outcome = Outcome::default();
+        let duty = Duty::Wait(work, Arc::clone(&outcome));
+        self.waiter.send(duty).map_err(|_| failed(gone()))?;
         let shared = Arc::clone(&self.shared);
-        Ok(Pending::new(move || {
-            work.wait().map_err(|error| shared.failure(operation, sequence, error))
-        }))
+        Ok(Pending::new(move || shared.wait(operation, sequence, &outcome)))
     }
 }
 
@@ -143,10 +221,12 @@ impl Collective for Gloo {
     }
 
     fn abort_handle(&self) -> AbortHandle {
-        let shared = Arc::clone(&self.shared);
+        let shared = Arc::downgrade(&self.shared);
         AbortHandle::new(move || {
-            shared.membership.end();
-            shared.close();
+            if let Some(shared) = shared.upgrade() {
+                shared.membership.end();
+                shared.close();
+            }
         })
     }
 }

@@ -232,10 +232,12 @@ impl Collective for Nccl {
     }
 
     fn abort_handle(&self) -> AbortHandle {
-        let shared = Arc::clone(&self.shared);
+        let shared = Arc::downgrade(&self.shared);
         AbortHandle::new(move || {
-            shared.membership.end();
-            shared.close();
+            if let Some(shared) = shared.upgrade() {
+                shared.membership.end();
+                shared.close();
+            }
         })
     }
 }
