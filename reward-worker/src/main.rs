@@ -1,1 +1,65 @@
-fn main() {}
+//! Worker process that scores samples. It is started by an agent, which writes one line to its
+//! stdin.
+
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use anyhow::Context;
+use plumb_proto::reward::reward_service_server::RewardServiceServer;
+use plumb_reward_worker::models::Models;
+use plumb_reward_worker::service::{NoGroups, RewardServer};
+use plumb_runtime::{Bootstrap, DeviceThread, MAX_MESSAGE_BYTES, Worker};
+use tch::Device;
+use tonic::service::Routes;
+
+fn main() -> ExitCode {
+    match serve() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // Logging may not be set up yet; stderr is what the agent captures.
+            #[allow(clippy::print_stderr)]
+            {
+                eprintln!("reward-worker: {error:#}");
+            }
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn serve() -> anyhow::Result<()> {
+    let bootstrap = Bootstrap::from_stdin()?;
+    plumb_telemetry::log::to_stderr(&bootstrap.log_filter, plumb_telemetry::log::Format::Text)?;
+    let device = parse_device(&bootstrap.device)?;
+    if matches!(device, Device::Cuda(_)) {
+        // Before any other libtorch call: loading registers the CUDA kernels.
+        plumb_torch::cuda::load().context("loading libtorch's CUDA half")?;
+    }
+    tch::set_num_threads(i32::try_from(bootstrap.threads).context("threads")?);
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .context("starting the async runtime")?;
+    runtime.block_on(run(bootstrap, device))
+}
+
+async fn run(bootstrap: Bootstrap, device: Device) -> anyhow::Result<()> {
+    let worker = Worker::start(bootstrap).await?;
+    let context = worker.context().clone();
+    let thread = DeviceThread::spawn(context.worker_id().as_str(), move || Models::new(device))?;
+    let server = RewardServiceServer::new(RewardServer::new(context, thread))
+        .max_decoding_message_size(MAX_MESSAGE_BYTES)
+        .max_encoding_message_size(MAX_MESSAGE_BYTES);
+    worker.serve(Arc::new(NoGroups), Routes::new(server)).await?;
+    Ok(())
+}
+
+fn parse_device(name: &str) -> anyhow::Result<Device> {
+    if name == "cpu" {
+        return Ok(Device::Cpu);
+    }
+    name.strip_prefix("cuda:")
+        .and_then(|index| index.parse().ok())
+        .map(Device::Cuda)
+        .with_context(|| format!("device {name:?}: expected cpu or cuda:<index>"))
+}

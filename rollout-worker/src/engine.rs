@@ -19,15 +19,18 @@ mod admission;
 mod batch;
 mod forward;
 mod group;
+mod native;
 #[cfg(test)]
 mod tests;
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use plumb_domain::PolicyVersion;
 
 pub use forward::{Forward, ForwardError, Row};
 pub use group::{EncodedPrompt, FinishedGroup, FinishedSample, Request};
+pub use native::Native;
 
 use crate::stop::Detokenizer;
 use group::{Group, Sequence};
@@ -41,7 +44,11 @@ pub struct Limits {
     pub kv_cache_bytes: u64,
 }
 
-/// Names one request within an engine.
+/// Numbers requests over all engines of the process: one that outlives its engine must not be
+/// taken for one of the next.
+static REQUESTS: AtomicU64 = AtomicU64::new(0);
+
+/// Names one request of this process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct RequestId(u64);
 
@@ -164,6 +171,12 @@ impl<F: Forward> Engine<F> {
         self.version
     }
 
+    /// The model.
+    #[must_use]
+    pub fn forward(&self) -> &F {
+        &self.forward
+    }
+
     /// The model, for a change of weights between steps (RO-3): tokens drawn from now on carry
     /// `version`.
     pub fn activate(&mut self, version: PolicyVersion, change: impl FnOnce(&mut F)) {
@@ -180,7 +193,7 @@ impl<F: Forward> Engine<F> {
         for prompt in &request.prompts {
             self.check(prompt, request.sampling.max_new_tokens)?;
         }
-        let id = RequestId(self.next_key());
+        let id = RequestId(REQUESTS.fetch_add(1, Ordering::Relaxed));
         let open_groups = request.prompts.len();
         self.requests.insert(id, Outbox { open_groups, ..Outbox::default() });
         let context = self.forward.context_tokens();

@@ -1,0 +1,42 @@
+//! The coordinator's rendezvous store, as collective groups want it.
+
+use std::time::Duration;
+
+use plumb_runtime::{Rendezvous, RendezvousError};
+use plumb_torch::{Store, StoreError};
+
+/// Lets a collective group meet through the coordinator.
+#[derive(Debug, Clone)]
+pub struct CoordinatorStore(pub Rendezvous);
+
+impl Store for CoordinatorStore {
+    fn set(&self, key: &str, value: &[u8]) -> Result<(), StoreError> {
+        self.0.set(key, value).map_err(failed)
+    }
+
+    fn get(&self, keys: &[&str], timeout: Duration) -> Result<Vec<Vec<u8>>, StoreError> {
+        self.0.get(keys, timeout).map_err(|error| match error {
+            RendezvousError::TimedOut { .. } => StoreError::Timeout {
+                missing: keys.iter().map(|key| (*key).to_owned()).collect(),
+                timeout_secs: timeout.as_secs_f64(),
+            },
+            RendezvousError::Failed { .. } => failed(error),
+        })
+    }
+
+    fn add(&self, key: &str, amount: i64) -> Result<i64, StoreError> {
+        self.0.add(key, amount).map_err(failed)
+    }
+
+    fn delete(&self, key: &str) -> Result<bool, StoreError> {
+        self.0.delete(key).map_err(failed)
+    }
+
+    fn check(&self, keys: &[&str]) -> Result<bool, StoreError> {
+        self.0.check(keys).map_err(failed)
+    }
+}
+
+fn failed(error: RendezvousError) -> StoreError {
+    StoreError::Failed(error.to_string())
+}
