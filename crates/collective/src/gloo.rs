@@ -52,12 +52,20 @@ enum Duty {
     End(ProcessGroup, Arc<Shared>),
 }
 
-fn wait_in_order(duties: &Receiver<Duty>, shared: &Weak<Shared>) {
-    while let Ok(Duty::Wait(work, outcome)) = duties.recv() {
-        // Set once, here only.
-        let _ = outcome.set(work.wait());
-        if let Some(shared) = shared.upgrade() {
-            shared.notify();
+fn do_duties(duties: &Receiver<Duty>, shared: &Weak<Shared>) {
+    for duty in duties {
+        match duty {
+            Duty::Wait(work, outcome) => {
+                // Set once, here only.
+                let _ = outcome.set(work.wait());
+                if let Some(shared) = shared.upgrade() {
+                    shared.notify();
+                }
+            }
+            Duty::End(process_group, shared) => {
+                drop((process_group, shared));
+                return;
+            }
         }
     }
 }
@@ -155,7 +163,7 @@ impl Gloo {
         let seen = Arc::downgrade(&shared);
         std::thread::Builder::new()
             .name(name)
-            .spawn(move || wait_in_order(&duties, &seen))
+            .spawn(move || do_duties(&duties, &seen))
             .map_err(|error| shared.membership.backend("gloo", error.to_string()))?;
         Ok(Self { process_group: Some(process_group), waiter, shared })
     }

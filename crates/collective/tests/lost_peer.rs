@@ -14,7 +14,7 @@ use plumb_torch::{Store, StoreError};
 use tch::{Device, Kind, Tensor};
 
 const WORLD_SIZE: usize = 3;
-const TIMEOUT: Duration = Duration::from_secs(4);
+const TIMEOUT: Duration = Duration::from_secs(6);
 const LOST_RANK: usize = 1;
 const FOLDER: &str = "PLUMB_TEST_STORE";
 const RANK: &str = "PLUMB_TEST_RANK";
@@ -82,7 +82,7 @@ fn rank_process() {
         }
         assert_eq!(t.double_value(&[0]), WORLD_SIZE as f64);
         if round == 10 {
-            println!("\nrunning");
+            println!("\nreducing");
         }
         std::thread::sleep(Duration::from_millis(2));
     }
@@ -132,7 +132,7 @@ fn lose_a_rank_by(signal: &str) -> Vec<u128> {
     let mut ranks: Vec<Rank> =
         (0..WORLD_SIZE).map(|rank| Rank::start(rank, folder.path())).collect();
     for rank in &mut ranks {
-        rank.line_with("running");
+        rank.line_with("reducing");
     }
     ranks[LOST_RANK].signal(signal);
     let survivors = ranks.iter_mut().enumerate().filter(|(rank, _)| *rank != LOST_RANK);
