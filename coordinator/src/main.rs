@@ -1,1 +1,5 @@
-fn main() {}
+//! `plumb`.
+
+fn main() -> std::process::ExitCode {
+    plumb_coordinator::cli::main()
+}

@@ -69,6 +69,9 @@ pub struct DataConfig {
     pub train: String,
     /// Prompts that are only used to evaluate.
     pub heldout: String,
+    /// System message put before every prompt that has none, in training and in evaluation.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub system_prompt: Option<String>,
     /// How often a label is drawn, relative to the others; absent: as often as it stands in the
     /// file.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]

@@ -118,6 +118,9 @@ pub struct RewardModelStage {
     pub epochs: u32,
     /// Pairs in an optimiser step.
     pub pairs_per_step: usize,
+    /// Layers, from the lowest, that stay as they are; the embedding then does too. 0: all train.
+    #[serde(default)]
+    pub frozen_layers: u32,
     /// Coefficient of the squared scores in the loss.
     #[serde(default)]
     pub regularization: f64,

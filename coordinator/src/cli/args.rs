@@ -1,0 +1,113 @@
+//! What stands on the command line.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand};
+use plumb_config::Override;
+
+/// Safe reinforcement learning of language models, from base checkpoint to evaluated checkpoint.
+#[derive(Debug, Parser)]
+#[command(name = "plumb", version)]
+pub(super) struct Args {
+    /// Log as JSON lines. `PLUMB_LOG` sets the filter.
+    #[arg(long, global = true)]
+    pub(super) log_json: bool,
+    #[command(subcommand)]
+    pub(super) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Command {
+    /// Run a recipe on a cluster of its own on this machine.
+    Train(TrainArgs),
+    /// Serve as the coordinator of a cluster.
+    Coordinator(CoordinatorArgs),
+    /// Serve as the agent of this node.
+    Agent(AgentArgs),
+    /// Run a recipe on a cluster that was started by hand.
+    Submit(SubmitArgs),
+    /// List the nodes of a cluster and their workers.
+    Nodes(ClientArgs),
+    /// Print what follows from a recipe: batches, tokens, memory.
+    Explain(RecipeArgs),
+    /// Turn a GGUF or llama2.c file into a Hugging Face folder.
+    Import(ImportArgs),
+    /// Print the version.
+    Version,
+}
+
+impl Command {
+    /// Whether the command serves until it is stopped (it then logs more).
+    pub(super) fn is_service(&self) -> bool {
+        matches!(self, Self::Coordinator(_) | Self::Agent(_))
+    }
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct RecipeArgs {
+    /// The recipe, a TOML file.
+    pub(super) recipe: PathBuf,
+    /// Override a key, for example `--set algorithm.steps=10`.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub(super) set: Vec<Override>,
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct TrainArgs {
+    #[command(flatten)]
+    pub(super) recipe: RecipeArgs,
+    /// Where results go; `runs/NAME` by default.
+    #[arg(long)]
+    pub(super) run_dir: Option<PathBuf>,
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct CoordinatorArgs {
+    /// Address to listen on; port 0 takes any free one.
+    #[arg(long, default_value = "127.0.0.1:0")]
+    pub(super) listen: SocketAddr,
+    /// Folder for the files that agents and clients join with.
+    #[arg(long, default_value = "runs/cluster")]
+    pub(super) state_dir: PathBuf,
+    /// Name of a node to write a join token for; may be given several times. `node-0` by default.
+    #[arg(long = "agent", value_name = "NAME")]
+    pub(super) agents: Vec<String>,
+    /// Started by `plumb train`: report on stdout, and end when stdin does.
+    #[arg(long, hide = true)]
+    pub(super) embedded: bool,
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct AgentArgs {
+    /// Token file that `plumb coordinator` wrote for this node; by default the token is one line
+    /// on stdin, and the agent ends when stdin does.
+    #[arg(long)]
+    pub(super) token: Option<PathBuf>,
+    /// CPUs to offer; all by default.
+    #[arg(long)]
+    pub(super) cpus: Option<u32>,
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct ClientArgs {
+    /// Folder that `plumb coordinator` wrote.
+    #[arg(long, default_value = "runs/cluster")]
+    pub(super) state_dir: PathBuf,
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct SubmitArgs {
+    #[command(flatten)]
+    pub(super) train: TrainArgs,
+    #[command(flatten)]
+    pub(super) client: ClientArgs,
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct ImportArgs {
+    /// A `.gguf` file, or a llama2.c checkpoint.
+    pub(super) source: PathBuf,
+    /// The folder to make.
+    pub(super) folder: PathBuf,
+}

@@ -1,0 +1,19 @@
+//! `plumb import`: the work is `actor-worker`'s, which links libtorch; `plumb` does not.
+
+use std::os::unix::process::CommandExt as _;
+use std::process::Command;
+
+use anyhow::{Context as _, bail};
+
+use super::Ended;
+use super::args::ImportArgs;
+
+pub(super) fn run(args: &ImportArgs) -> anyhow::Result<Ended> {
+    let own = std::env::current_exe().context("find this program's own path")?;
+    let worker = own.with_file_name("actor-worker");
+    if !worker.is_file() {
+        bail!("{} is not there; build it with `make build`", worker.display());
+    }
+    let error = Command::new(&worker).arg("import").arg(&args.source).arg(&args.folder).exec();
+    Err(error).with_context(|| format!("start {}", worker.display()))
+}

@@ -1,0 +1,328 @@
+//! The model under training: update, publication, commit.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use plumb_config::{OldLogps, Recipe};
+use plumb_domain::{PolicyVersion, StepId};
+use plumb_proto::actor::{
+    ExportRequest, LoadCheckpointRequest, LoadRequest, OptimizerSpec, SaveCheckpointRequest,
+    UpdateRequest,
+};
+use plumb_proto::object::ReleaseRequest;
+use plumb_proto::object::object_service_client::ObjectServiceClient;
+
+use super::RoleGroup;
+use super::checkpoint::{self, Committed};
+use super::group::CallId;
+use super::reference::{client, engine_spec, log_probs, shard_group};
+use super::weights::Weights;
+use crate::algorithm::Algorithm;
+use crate::cluster::Worker;
+use crate::ports::{
+    Answer, CommitReport, Generation, PhaseError, PhaseKey, Policy, ReferenceLogps, UpdatePlan,
+    UpdateReport,
+};
+
+/// The policy group with the model loaded.
+pub struct PolicyFleet {
+    group: Arc<RoleGroup>,
+    recipe: Arc<Recipe>,
+    algorithm: Arc<dyn Algorithm>,
+    model: PathBuf,
+    checkpoints: PathBuf,
+    weights: Arc<Weights>,
+    /// Groups whose objects die with a committed step.
+    owners: Vec<Arc<RoleGroup>>,
+    state: Mutex<State>,
+}
+
+struct State {
+    /// Held by the policy ranks now.
+    version: PolicyVersion,
+    /// Never given to any weights yet.
+    fresh: PolicyVersion,
+    committed: Committed,
+}
+
+impl PolicyFleet {
+    /// Takes the parts; [`PolicyFleet::load`] must follow.
+    #[must_use]
+    pub fn new(
+        group: Arc<RoleGroup>,
+        recipe: Arc<Recipe>,
+        algorithm: Arc<dyn Algorithm>,
+        paths: (PathBuf, PathBuf),
+        weights: Arc<Weights>,
+        owners: Vec<Arc<RoleGroup>>,
+    ) -> Self {
+        let (model, checkpoints) = paths;
+        let state = State {
+            version: PolicyVersion(0),
+            fresh: PolicyVersion(1),
+            committed: Committed { next_step: StepId(0), folder: None },
+        };
+        let state = Mutex::new(state);
+        Self { group, recipe, algorithm, model, checkpoints, weights, owners, state }
+    }
+
+    /// The workers.
+    #[must_use]
+    pub fn group(&self) -> &Arc<RoleGroup> {
+        &self.group
+    }
+
+    /// The version that the ranks hold.
+    #[must_use]
+    pub fn version(&self) -> PolicyVersion {
+        self.state().version
+    }
+
+    fn state(&self) -> std::sync::MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Loads the last commit, or the model that the run starts from, into every rank. After the
+    /// first time the weights get a version that no weights had before (EP fencing), so that a
+    /// rollout worker never takes old weights for new ones. Returns the step to go on with.
+    ///
+    /// # Errors
+    /// A rank was lost or refused.
+    pub async fn load(&self, replay: bool) -> Result<StepId, PhaseError> {
+        let (committed, version) = {
+            let mut state = self.state();
+            if replay {
+                state.version = state.fresh;
+                state.fresh = state.fresh.next();
+            }
+            (state.committed.clone(), state.version)
+        };
+        let workers = self.group.workers();
+        let name = shard_group(&self.group, &workers).await?;
+        let o = &self.recipe.algorithm.optimizer;
+        let optimizer = OptimizerSpec {
+            learning_rate: o.learning_rate,
+            beta1: o.betas[0],
+            beta2: o.betas[1],
+            eps: o.eps,
+            weight_decay: o.weight_decay,
+            max_grad_norm: o.max_grad_norm,
+        };
+        let attempt = self.group.fresh_attempt();
+        self.group
+            .call_all(&workers, "load", |worker, shard| {
+                let id = CallId { step: 0, phase: "load", shard, attempt };
+                let request = LoadRequest {
+                    context: Some(self.group.context(&worker, &id)),
+                    model_path: self.model.display().to_string(),
+                    engine: Some(engine_spec(&self.recipe, 0)),
+                    optimizer: Some(optimizer),
+                    score_head: None,
+                    group: name.clone(),
+                    policy_version: version.0,
+                };
+                async move { Ok(client(&worker).load(request).await?.into_inner()) }
+            })
+            .await?;
+        if let Some(folder) = &committed.folder {
+            self.group
+                .call_all(&workers, "load_checkpoint", |worker, shard| {
+                    let id = CallId { step: 0, phase: "load_checkpoint", shard, attempt };
+                    let request = LoadCheckpointRequest {
+                        context: Some(self.group.context(&worker, &id)),
+                        folder: folder.display().to_string(),
+                        policy_version: version.0,
+                    };
+                    async move { Ok(client(&worker).load_checkpoint(request).await?.into_inner()) }
+                })
+                .await?;
+        }
+        Ok(committed.next_step)
+    }
+
+    /// Publishes what the ranks hold, whatever the rollout workers have.
+    ///
+    /// # Errors
+    /// As [`Weights::publish`].
+    pub async fn publish_current(&self, key: PhaseKey) -> Result<(), PhaseError> {
+        self.weights.publish(key, self.version()).await
+    }
+
+    /// Leaves the weights collective, whose members changed.
+    pub async fn dissolve_weights(&self) {
+        self.weights.dissolve().await;
+    }
+
+    /// Writes the weights as a Hugging Face folder. Returns its bytes.
+    ///
+    /// # Errors
+    /// A rank was lost, or the disk refused.
+    pub async fn export(&self, folder: &Path, dtype: &str) -> Result<u64, PhaseError> {
+        export(&self.group, folder, dtype).await
+    }
+
+    async fn run_update(
+        &self,
+        key: PhaseKey,
+        generation: &Generation,
+        reference: &ReferenceLogps,
+        plan: &UpdatePlan,
+    ) -> Result<UpdateReport, PhaseError> {
+        let a = &self.recipe.algorithm;
+        let samples = generation.objects();
+        let temperature = self.recipe.sampling.temperature;
+        let old_logps = if a.old_logps == OldLogps::Recompute {
+            let answers =
+                log_probs(&self.group, key, "old_logps", &samples, temperature).await?;
+            answers.into_iter().filter_map(|answer| answer.logps).collect()
+        } else {
+            Vec::new()
+        };
+        let version = {
+            let mut state = self.state();
+            let version = state.version.next();
+            state.fresh = state.fresh.max(version.next());
+            version
+        };
+        let workers = self.group.workers();
+        let answers = self
+            .group
+            .call_all(&workers, key.phase.as_str(), |worker, shard| {
+                let id = CallId {
+                    step: key.step.0,
+                    phase: key.phase.as_str(),
+                    shard,
+                    attempt: key.attempt,
+                };
+                let request = UpdateRequest {
+                    context: Some(self.group.context(&worker, &id)),
+                    samples: samples.clone(),
+                    reference_logps: reference.objects.clone(),
+                    old_logps: old_logps.clone(),
+                    advantages: plan.advantages.clone(),
+                    loss: Some(self.algorithm.loss()),
+                    token_advantage: Some(self.algorithm.token_advantage()),
+                    mini_batches: a.mini_batches,
+                    epochs: a.epochs,
+                    learning_rate: plan.learning_rate,
+                    temperature,
+                    old_logps_source: a.old_logps.as_str().to_owned(),
+                    policy_version: version.0,
+                };
+                async move { Ok(client(&worker).update(request).await?.into_inner()) }
+            })
+            .await?;
+        let metrics: BTreeMap<String, f64> =
+            answers.into_iter().next().map(|a| a.metrics.into_iter().collect()).unwrap_or_default();
+        if let Some((name, value)) = metrics.iter().find(|(_, v)| !v.is_finite()) {
+            return Err(PhaseError::Failed(format!("the update of step {} gave {name} = {value}", key.step)));
+        }
+        self.state().version = version;
+        Ok(UpdateReport { metrics, policy_version: version })
+    }
+
+    async fn run_commit(&self, key: PhaseKey) -> Result<CommitReport, PhaseError> {
+        let due = (key.step.0 + 1).is_multiple_of(self.recipe.checkpoint.every_steps)
+            || key.step.0 + 1 == self.recipe.algorithm.steps;
+        let mut report = CommitReport::default();
+        if due {
+            let folder = checkpoint::folder(&self.checkpoints, key.step);
+            report = CommitReport { written: true, bytes: self.save(key, &folder).await? };
+            self.state().committed =
+                Committed { next_step: StepId(key.step.0 + 1), folder: Some(folder) };
+        }
+        self.release_objects(key.step).await;
+        Ok(report)
+    }
+
+    async fn save(&self, key: PhaseKey, folder: &Path) -> Result<u64, PhaseError> {
+        let workers = self.group.workers();
+        let saved = self
+            .group
+            .call_all(&workers, key.phase.as_str(), |worker, shard| {
+                let id = CallId {
+                    step: key.step.0,
+                    phase: key.phase.as_str(),
+                    shard,
+                    attempt: key.attempt,
+                };
+                let request = SaveCheckpointRequest {
+                    context: Some(self.group.context(&worker, &id)),
+                    folder: folder.display().to_string(),
+                };
+                async move { Ok(client(&worker).save_checkpoint(request).await?.into_inner()) }
+            })
+            .await?;
+        let files: Vec<_> = saved.into_iter().map(|s| s.files).collect();
+        let failed = |e: crate::job::error::JobError| {
+            PhaseError::Failed(crate::job::error::chain(&e))
+        };
+        let bytes =
+            checkpoint::seal(folder, key.step, self.version(), &files).map_err(failed)?;
+        checkpoint::prune(&self.checkpoints, folder, self.recipe.checkpoint.keep)
+            .map_err(failed)?;
+        Ok(bytes)
+    }
+
+    /// Lets the owners drop the objects of steps that are done. A worker that cannot be reached
+    /// has none left, so failures do not matter here.
+    async fn release_objects(&self, step: StepId) {
+        let workers: Vec<Worker> = self.owners.iter().flat_map(|group| group.workers()).collect();
+        let release = workers.into_iter().map(|worker| async move {
+            let request = ReleaseRequest { up_to_step: step.0 };
+            ObjectServiceClient::new(worker.channel()).release(request).await
+        });
+        for answer in futures::future::join_all(release).await {
+            if let Err(status) = answer {
+                tracing::debug!(step = step.0, cause = status.message(), "objects not released");
+            }
+        }
+    }
+}
+
+impl Policy for PolicyFleet {
+    fn update<'a>(
+        &'a self,
+        key: PhaseKey,
+        generation: &'a Generation,
+        reference: &'a ReferenceLogps,
+        plan: &'a UpdatePlan,
+    ) -> Answer<'a, UpdateReport> {
+        Box::pin(self.run_update(key, generation, reference, plan))
+    }
+
+    fn publish(&self, key: PhaseKey) -> Answer<'_, f64> {
+        Box::pin(async move {
+            let start = std::time::Instant::now();
+            self.publish_current(key).await?;
+            Ok(start.elapsed().as_secs_f64())
+        })
+    }
+
+    fn commit(&self, key: PhaseKey) -> Answer<'_, CommitReport> {
+        Box::pin(self.run_commit(key))
+    }
+}
+
+/// Lets an actor group write its model as a Hugging Face folder. Returns the bytes.
+pub(super) async fn export(
+    group: &RoleGroup,
+    folder: &Path,
+    dtype: &str,
+) -> Result<u64, PhaseError> {
+    let workers = group.workers();
+    let attempt = group.fresh_attempt();
+    let written = group
+        .call_all(&workers, "export", |worker, shard| {
+            let id = CallId { step: 0, phase: "export", shard, attempt };
+            let request = ExportRequest {
+                context: Some(group.context(&worker, &id)),
+                folder: folder.display().to_string(),
+                dtype: dtype.to_owned(),
+            };
+            async move { Ok(client(&worker).export(request).await?.into_inner()) }
+        })
+        .await?;
+    Ok(written.into_iter().map(|w| w.bytes).max().unwrap_or(0))
+}

@@ -1,0 +1,9 @@
+//! Jobs: one submitted recipe in one run folder, from admission to its last event.
+
+pub mod error;
+pub mod events;
+pub mod folder;
+pub mod log;
+pub mod runner;
+pub mod service;
+pub mod summary;

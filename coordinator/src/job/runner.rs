@@ -1,0 +1,182 @@
+//! One job from its first stage to its last file.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use plumb_config::Recipe;
+use plumb_domain::JobId;
+use tokio_util::sync::CancellationToken;
+
+use super::error::{JobError, chain};
+use super::events::EventLog;
+use super::folder::{RunFolder, write_whole};
+use super::log::RunLog;
+use super::summary::Summary;
+use crate::cluster::Cluster;
+use crate::fleet::Fleet;
+use crate::ports::PhaseError;
+use crate::report::Report;
+use crate::stage::{self, Outputs, StageContext};
+
+/// How long the job's workers may take to go before half-written files are swept.
+const WORKERS_GONE: Duration = Duration::from_secs(6);
+
+/// An admitted job.
+pub struct Job {
+    /// Its id.
+    pub id: JobId,
+    /// Before every group's name; empty for a cluster's first job.
+    pub prefix: String,
+    /// The recipe.
+    pub recipe: Recipe,
+    /// Folder of the recipe's relative paths.
+    pub base_dir: PathBuf,
+    /// Where results go.
+    pub folder: RunFolder,
+    /// Where events go.
+    pub events: Arc<EventLog>,
+    /// Ends the job early.
+    pub cancel: CancellationToken,
+}
+
+/// Runs a job and tells its end as its last event.
+pub async fn run(job: Job, cluster: Cluster) {
+    let events = job.events.clone();
+    let id = job.id.clone();
+    let notices = tokio::spawn(forward_notices(cluster.clone(), events.clone()));
+    let result = run_stages(job, cluster).await;
+    notices.abort();
+    match result {
+        Ok(summary_path) => {
+            events.job_finished("succeeded", "", &summary_path.display().to_string());
+        }
+        Err(error) if error.is_cancelled() => {
+            tracing::info!(job = %id, "job cancelled");
+            events.job_finished("cancelled", &error.to_string(), "");
+        }
+        Err(error) => {
+            let text = chain(&error);
+            tracing::error!(job = %id, error = %text, "job failed");
+            events.job_finished("failed", &text, "");
+        }
+    }
+}
+
+/// Losses and restarts become notices of the job.
+async fn forward_notices(cluster: Cluster, events: Arc<EventLog>) {
+    let mut notices = cluster.events();
+    while let Ok(notice) = notices.recv().await {
+        if notice.level() != "info" {
+            events.notice(notice.level(), notice.to_string());
+        }
+    }
+}
+
+async fn run_stages(job: Job, cluster: Cluster) -> Result<PathBuf, JobError> {
+    job.folder.clear()?;
+    let recipe_text = job.recipe.to_toml()?;
+    write_whole(&job.folder.path("recipe.toml"), recipe_text.as_bytes())?;
+    let recipe = Arc::new(job.recipe);
+    let log = RunLog::open(job.folder.path("metrics.jsonl"))?;
+    let logs = job.folder.path("logs");
+    let fleet = Fleet::new(
+        cluster,
+        job.id,
+        job.prefix,
+        recipe.clone(),
+        logs,
+        job.cancel.clone(),
+    );
+    let context = StageContext {
+        recipe,
+        base_dir: job.base_dir,
+        folder: job.folder,
+        events: job.events,
+        log,
+        fleet,
+    };
+    let done = tokio::select! {
+        done = all_stages(&context, &recipe_text) => done,
+        () = job.cancel.cancelled() => Err(PhaseError::Cancelled.into()),
+    };
+    context.fleet.release_all().await;
+    if done.is_err() {
+        workers_gone(&context).await;
+        context.folder.sweep();
+    }
+    done
+}
+
+async fn all_stages(context: &StageContext, recipe_text: &str) -> Result<PathBuf, JobError> {
+    let recipe = &context.recipe;
+    let mut outputs = stage::prepare::inputs(context).await?;
+    let mut summary = Summary {
+        name: recipe.name.clone(),
+        seed: recipe.seed,
+        model: recipe.model.path.clone(),
+        versions: [("plumbline".to_owned(), env!("CARGO_PKG_VERSION").to_owned())].into(),
+        recipe_digest: blake3::hash(recipe_text.as_bytes()).to_hex().to_string(),
+        ..Summary::default()
+    };
+    let stages = recipe.stage.len();
+    for (index, stage) in recipe.stage.iter().enumerate() {
+        let (name, steps) = (stage.name(), stage::steps(stage, recipe));
+        context.events.stage_started(name, stage.kind(), index, stages, steps);
+        tracing::info!(stage = name, kind = stage.kind(), "stage begins");
+        let start = Instant::now();
+        let figures = stage::run(stage, context, &mut outputs).await?;
+        let seconds = start.elapsed().as_secs_f64();
+        context.log.span(stage.kind(), &format!("stage {name}"), seconds, true);
+        context.events.stage_finished(name, seconds, &figures);
+        summary.stage_seconds.insert(name.to_owned(), seconds);
+        summary.stages.insert(name.to_owned(), figures);
+    }
+    finish(context, summary, outputs, recipe_text)
+}
+
+/// Writes `report.html`, then `summary.json`: who finds the summary finds all of the run.
+fn finish(
+    context: &StageContext,
+    mut summary: Summary,
+    outputs: Outputs,
+    recipe_text: &str,
+) -> Result<PathBuf, JobError> {
+    summary.outcome = "succeeded".to_owned();
+    summary.measures = outputs.measures;
+    summary.kl = outputs.kl;
+    summary.answers = outputs.answers;
+    summary.seconds = context.log.seconds();
+    summary.restarts = context.log.restarts();
+    summary.artefacts = outputs.artefacts;
+    let files: BTreeMap<&str, &str> = [
+        ("metrics", "metrics.jsonl"),
+        ("samples", "samples"),
+        ("report", "report.html"),
+        ("logs", "logs"),
+        ("recipe", "recipe.toml"),
+        ("summary", "summary.json"),
+    ]
+    .into();
+    summary.artefacts.extend(files.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())));
+    let report = Report {
+        summary: &summary,
+        steps: &context.log.steps(),
+        spans: &context.log.spans(),
+        recipe: recipe_text,
+    };
+    write_whole(&context.folder.path("report.html"), report.html().as_bytes())?;
+    let path = context.folder.path("summary.json");
+    write_whole(&path, &serde_json::to_vec_pretty(&summary)?)?;
+    Ok(path)
+}
+
+/// Waits until no worker of the cluster writes any more.
+async fn workers_gone(context: &StageContext) {
+    let start = Instant::now();
+    let busy = || context.fleet.cluster().nodes().iter().any(|node| !node.workers.is_empty());
+    while busy() && start.elapsed() < WORKERS_GONE {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}

@@ -1,0 +1,18 @@
+//! The coordinator of a run, the agent of a node, and the `plumb` command.
+//!
+//! - [`step`]: the training step, as in a paper; [`ports`] is what it asks for, [`algorithm`] what
+//!   it learns by, [`fleet`] how a cluster carries it out.
+//! - [`stage`]: the stages of a recipe; [`job`]: a recipe in its run folder; [`report`]: the page.
+//! - [`cluster`]: membership, placement, supervision; [`agent`]: the node's side of it.
+//! - [`cli`]: the command line.
+
+pub mod agent;
+pub mod algorithm;
+pub mod cli;
+pub mod cluster;
+pub mod fleet;
+pub mod job;
+pub mod ports;
+pub mod report;
+pub mod stage;
+pub mod step;

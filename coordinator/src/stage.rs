@@ -1,0 +1,106 @@
+//! The stages of a recipe, one file each. A stage reads what earlier stages left in [`Outputs`],
+//! leaves its own, and returns its figures.
+
+mod draw;
+pub mod evaluate;
+mod export;
+mod grpo;
+mod journal;
+pub mod label;
+mod model_source;
+pub mod prepare;
+mod reward_model;
+mod sample;
+mod sample_log;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use plumb_config::{Recipe, Stage};
+use plumb_domain::Prompt;
+
+use crate::fleet::Fleet;
+use crate::fleet::policy::PolicyFleet;
+use crate::fleet::rewards::RewardFleet;
+use crate::job::error::JobError;
+use crate::job::events::EventLog;
+use crate::job::folder::RunFolder;
+use crate::job::log::RunLog;
+use crate::job::summary::{AnswerPair, KlSummary, MeasureResult};
+use crate::ports::PlainSample;
+
+/// Figures by name.
+pub type Figures = BTreeMap<String, f64>;
+
+/// What every stage may use.
+pub struct StageContext {
+    /// The recipe.
+    pub recipe: Arc<Recipe>,
+    /// Relative paths of the recipe are taken from here.
+    pub base_dir: PathBuf,
+    /// The run folder.
+    pub folder: RunFolder,
+    /// Where events go.
+    pub events: Arc<EventLog>,
+    /// Where figures go.
+    pub log: RunLog,
+    /// The worker groups.
+    pub fleet: Fleet,
+}
+
+/// What stages leave for later ones.
+#[derive(Default)]
+pub struct Outputs {
+    /// Folder of the model that is trained.
+    pub model: PathBuf,
+    /// Training prompts.
+    pub train: Vec<Prompt>,
+    /// Held-out prompts.
+    pub heldout: Vec<Prompt>,
+    /// Stage -> samples of the untrained model.
+    pub samples: BTreeMap<String, Vec<PlainSample>>,
+    /// Stage -> preference pairs.
+    pub pairs: BTreeMap<String, label::Pairs>,
+    /// The trained policy, as long as its group lives.
+    pub policy: Option<Arc<PolicyFleet>>,
+    /// The reward group with its components loaded.
+    pub rewards: Option<Arc<RewardFleet>>,
+    /// The leash.
+    pub kl: KlSummary,
+    /// Held-out measures.
+    pub measures: Vec<MeasureResult>,
+    /// A few answers before and after.
+    pub answers: Vec<AnswerPair>,
+    /// What lies where.
+    pub artefacts: BTreeMap<String, String>,
+}
+
+/// Runs one stage.
+///
+/// # Errors
+/// What the stage ran into.
+pub async fn run(
+    stage: &Stage,
+    context: &StageContext,
+    outputs: &mut Outputs,
+) -> Result<Figures, JobError> {
+    match stage {
+        Stage::Prepare(stage) => prepare::run(stage, context, outputs).await,
+        Stage::Sample(stage) => sample::run(stage, context, outputs).await,
+        Stage::Label(stage) => label::run(stage, context, outputs),
+        Stage::RewardModel(stage) => reward_model::run(stage, context, outputs).await,
+        Stage::Grpo(stage) => grpo::run(stage, context, outputs).await,
+        Stage::Export(stage) => export::run(stage, context, outputs).await,
+        Stage::Evaluate(stage) => evaluate::run(stage, context, outputs).await,
+    }
+}
+
+/// Steps of a stage, for the progress view; 0 where they are not known beforehand.
+#[must_use]
+pub fn steps(stage: &Stage, recipe: &Recipe) -> u64 {
+    match stage {
+        Stage::Grpo(_) => recipe.algorithm.steps,
+        _ => 0,
+    }
+}

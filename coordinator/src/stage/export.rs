@@ -1,0 +1,37 @@
+//! `export`: the policy as a Hugging Face folder.
+
+use plumb_config::ExportStage;
+use plumb_domain::Role;
+
+use super::{Figures, Outputs, StageContext};
+use crate::job::error::JobError;
+use crate::ports::PhaseError;
+
+pub(super) async fn run(
+    stage: &ExportStage,
+    context: &StageContext,
+    outputs: &mut Outputs,
+) -> Result<Figures, JobError> {
+    let policy = outputs.policy.take().ok_or_else(|| JobError::Stage {
+        stage: stage.name.clone(),
+        problem: "no stage has trained a policy".to_owned(),
+    })?;
+    let folder = context.folder.path("export");
+    let bytes = match policy.export(&folder, stage.dtype.as_str()).await {
+        Err(PhaseError::Lost { worker, cause, .. }) => {
+            // The last step is always committed, so nothing is lost with a rank.
+            let text = format!("{worker} lost ({cause}); exporting from the last commit");
+            context.events.notice("warn", text);
+            context.log.restarted();
+            policy.group().wait_ready().await?;
+            policy.load(true).await?;
+            policy.export(&folder, stage.dtype.as_str()).await?
+        }
+        other => other?,
+    };
+    // What follows needs none of them.
+    context.fleet.release(Role::Policy).await;
+    context.fleet.release(Role::Reference).await;
+    outputs.artefacts.insert("export".to_owned(), "export".to_owned());
+    Ok([("bytes".to_owned(), bytes as f64)].into())
+}

@@ -1,0 +1,275 @@
+//! `grpo`: places the roles, wires the ports, runs the steps.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use plumb_config::GrpoStage;
+use plumb_domain::{Role, StepId};
+use plumb_telemetry::{JsonLines, metric};
+
+use super::draw::Draw;
+use super::journal::StepJournal;
+use super::model_source::component_path;
+use super::sample_log::{SampleLine, fetch};
+use super::{Figures, Outputs, StageContext};
+use crate::algorithm::grpo::Grpo;
+use crate::fleet::policy::PolicyFleet;
+use crate::fleet::recovery::FleetRecovery;
+use crate::fleet::reference::ReferenceFleet;
+use crate::fleet::rewards::RewardFleet;
+use crate::fleet::rollout::{GenerateSettings, RolloutFleet};
+use crate::fleet::weights::Weights;
+use crate::job::error::JobError;
+use crate::job::summary::KlSummary;
+use crate::ports::retry::Retry;
+use crate::ports::{
+    Answer, Generation, Phase, PhaseError, PlainSample, Recovery, SampleScores, Texts,
+};
+use crate::step::{Step, StepOutcome};
+
+/// Between the attempts of two replays, so that retries within one never meet the next one's.
+const ATTEMPTS_PER_REPLAY: u32 = 1000;
+
+/// The roles of the stage.
+struct Roles {
+    policy: Arc<PolicyFleet>,
+    rollout: Arc<RolloutFleet>,
+    rewards: Arc<RewardFleet>,
+    reference: Arc<ReferenceFleet>,
+    algorithm: Arc<Grpo>,
+}
+
+pub(super) async fn run(
+    stage: &GrpoStage,
+    context: &StageContext,
+    outputs: &mut Outputs,
+) -> Result<Figures, JobError> {
+    let recipe = &context.recipe;
+    let prompts = Draw::new(
+        &outputs.train,
+        &recipe.data.label_weights,
+        recipe.algorithm.prompts_per_step as usize,
+        recipe.seed,
+    );
+    if prompts.is_empty() {
+        return Err(JobError::Stage {
+            stage: stage.name.clone(),
+            problem: "no training prompt has a label with a weight above 0".to_owned(),
+        });
+    }
+    let roles = place(context, outputs).await?;
+    let recovery: Arc<dyn Recovery> = Arc::new(FleetRecovery {
+        policy: roles.policy.clone(),
+        rollout: roles.rollout.clone(),
+        rewards: roles.rewards.clone(),
+        reference: roles.reference.clone(),
+        events: context.events.clone(),
+        log: context.log.clone(),
+    });
+    let journal = StepJournal::new(&context.log);
+    let texts = Reader { context };
+    let ports = Ports::new(&roles, &recovery);
+    let step = Step {
+        prompts: &prompts,
+        rollout: &ports.rollout,
+        rewards: &ports.rewards,
+        reference: &ports.reference,
+        texts: &texts,
+        policy: &ports.policy,
+        journal: &journal,
+        algorithm: &*roles.algorithm,
+    };
+    let figures = Loop { stage, context, step, journal: &journal, recovery: &*recovery }.run().await?;
+    outputs.kl = figures.1;
+    outputs.artefacts.insert("checkpoint".to_owned(), "checkpoint".to_owned());
+    outputs.policy = Some(roles.policy);
+    outputs.rewards = Some(roles.rewards);
+    Ok(figures.0)
+}
+
+/// The ports with their decorators.
+struct Ports {
+    rollout: Retry<RolloutFleet>,
+    rewards: Retry<RewardFleet>,
+    reference: Retry<ReferenceFleet>,
+    policy: Retry<PolicyFleet>,
+}
+
+impl Ports {
+    fn new(roles: &Roles, recovery: &Arc<dyn Recovery>) -> Self {
+        Self {
+            rollout: Retry::new(roles.rollout.clone(), recovery.clone()),
+            rewards: Retry::new(roles.rewards.clone(), recovery.clone()),
+            reference: Retry::new(roles.reference.clone(), recovery.clone()),
+            policy: Retry::new(roles.policy.clone(), recovery.clone()),
+        }
+    }
+}
+
+/// Places all roles and loads their models, all at once.
+async fn place(context: &StageContext, outputs: &Outputs) -> Result<Roles, JobError> {
+    let (recipe, fleet) = (&context.recipe, &context.fleet);
+    let (policy, reference, rollout, reward) = futures::try_join!(
+        fleet.group(Role::Policy),
+        fleet.group(Role::Reference),
+        fleet.group(Role::Rollout),
+        fleet.group(Role::Reward),
+    )?;
+    let settings = GenerateSettings {
+        sampling: recipe.sampling.clone(),
+        samples_per_prompt: recipe.algorithm.samples_per_prompt,
+        seed: recipe.seed,
+        phase: Phase::Generate.as_str(),
+    };
+    let model = &outputs.model;
+    let component = |name: &str| component_path(context, name);
+    let (rollout, rewards, reference) = futures::try_join!(
+        RolloutFleet::load(rollout, recipe.clone(), model.clone(), settings),
+        RewardFleet::load(reward, recipe, component),
+        ReferenceFleet::load(reference, recipe.clone(), model.clone()),
+    )?;
+    let (rollout, rewards, reference) =
+        (Arc::new(rollout), Arc::new(rewards), Arc::new(reference));
+    let algorithm = Arc::new(Grpo::new(recipe));
+    let checkpoints = context.folder.path("checkpoint");
+    std::fs::create_dir_all(&checkpoints)
+        .map_err(|source| JobError::Io { what: "made", path: checkpoints.clone(), source })?;
+    let policy = Arc::new(PolicyFleet::new(
+        policy.clone(),
+        recipe.clone(),
+        algorithm.clone(),
+        (model.clone(), checkpoints),
+        Arc::new(Weights::new(policy, rollout.clone())),
+        vec![rollout.group().clone(), reference.group().clone()],
+    ));
+    policy.load(false).await?;
+    Ok(Roles { policy, rollout, rewards, reference, algorithm })
+}
+
+/// Reads samples from their owners.
+struct Reader<'a> {
+    context: &'a StageContext,
+}
+
+impl Texts for Reader<'_> {
+    fn read<'a>(&'a self, generation: &'a Generation) -> Answer<'a, Vec<PlainSample>> {
+        Box::pin(fetch(self.context, generation))
+    }
+}
+
+/// Step after step, with replays after losses.
+struct Loop<'a> {
+    stage: &'a GrpoStage,
+    context: &'a StageContext,
+    step: Step<'a>,
+    journal: &'a StepJournal<'a>,
+    recovery: &'a dyn Recovery,
+}
+
+impl Loop<'_> {
+    async fn run(&self) -> Result<(Figures, KlSummary), JobError> {
+        let recipe = &self.context.recipe;
+        let steps = recipe.algorithm.steps;
+        let mut kl = KlSummary { bound: recipe.algorithm.kl.bound, ..KlSummary::default() };
+        let mut samples = JsonLines::open(self.context.folder.samples(&self.stage.name))?;
+        let mut figures = Figures::new();
+        let (mut step, mut replays) = (StepId(0), 0);
+        while step.0 < steps {
+            match self.step.run(step, replays * ATTEMPTS_PER_REPLAY).await {
+                Ok(outcome) => {
+                    if outcome.commit.written {
+                        self.journal.checkpointed()?;
+                    }
+                    kl.last = outcome.reference.kl_per_token();
+                    kl.max = kl.max.max(kl.last);
+                    figures = self.record(&outcome, step, &mut samples)?;
+                    step = StepId(step.0 + 1);
+                }
+                Err(error) => {
+                    step = self.recover(error, step).await?;
+                    replays += 1;
+                }
+            }
+        }
+        kl.within_bound = kl.max <= kl.bound;
+        figures.retain(|name, _| !name.starts_with("seconds/"));
+        figures.insert("kl/max".to_owned(), kl.max);
+        figures.insert("replays".to_owned(), f64::from(replays));
+        Ok((figures, kl))
+    }
+
+    /// Brings back what an error says was lost; any other error ends the job.
+    async fn recover(&self, error: PhaseError, step: StepId) -> Result<StepId, JobError> {
+        let role = match &error {
+            PhaseError::Lost { role, .. } => *role,
+            PhaseError::SamplesLost { .. } => Role::Rollout,
+            _ => return Err(error.into()),
+        };
+        tracing::warn!(step = step.0, %error, "the step is replayed");
+        self.context.events.notice("warn", format!("{error}; step {} is replayed", step.0 + 1));
+        let due = self.journal.lost(role);
+        let resume = self.recovery.restore(role, step).await?;
+        if due < resume {
+            return Err(PhaseError::Failed(format!(
+                "the machine wants step {due} next, the policy holds the state before {resume}"
+            ))
+            .into());
+        }
+        Ok(resume)
+    }
+
+    /// Writes a step's samples and figures and tells watchers.
+    fn record(
+        &self,
+        outcome: &StepOutcome,
+        step: StepId,
+        file: &mut JsonLines,
+    ) -> Result<Figures, JobError> {
+        let figures = figures(outcome);
+        let stage = &self.stage.name;
+        let scores: BTreeMap<&str, &SampleScores> =
+            outcome.scores.iter().map(|s| (s.sample_id.as_str(), s)).collect();
+        let advantages: BTreeMap<&str, f64> =
+            outcome.plan.advantages.iter().map(|a| (a.sample_id.as_str(), a.advantage)).collect();
+        for sample in &outcome.texts {
+            let id = sample.id.as_str();
+            let mut line = SampleLine::new(sample).with_scores(scores.get(id).copied());
+            line.step = Some(step.0 + 1);
+            line.reward = outcome.plan.rewards.get(id).copied();
+            line.advantage = advantages.get(id).copied();
+            file.append(&line)?;
+        }
+        self.context.log.step(stage, step.0 + 1, &figures)?;
+        let steps = self.context.recipe.algorithm.steps;
+        self.context.events.step_finished(stage, step.0 + 1, steps, &figures);
+        Ok(figures)
+    }
+}
+
+/// The figures of a step, by the names of [`metric`].
+fn figures(outcome: &StepOutcome) -> BTreeMap<String, f64> {
+    let mut figures = outcome.plan.metrics.clone();
+    let mut put = |name: &str, value: f64| figures.insert(name.to_owned(), value);
+    let generation = &outcome.generation;
+    let (samples, tokens) = (generation.samples().count(), generation.response_tokens());
+    let prompt_tokens: u64 = generation.samples().map(|s| u64::from(s.prompt_tokens)).sum();
+    let cut = plumb_proto::object::FinishReason::Length;
+    let truncated = generation.samples().filter(|s| s.finish() == cut).count();
+    let seconds: f64 = outcome.seconds.values().sum();
+    let generate = outcome.seconds.get(Phase::Generate.as_str()).copied().unwrap_or(0.0);
+    put(metric::KL_PER_TOKEN, outcome.reference.kl_per_token());
+    put(metric::RESPONSE_TOKENS, tokens as f64);
+    put(metric::RESPONSE_LENGTH, tokens as f64 / samples.max(1) as f64);
+    put(metric::TRUNCATED, truncated as f64 / samples.max(1) as f64);
+    put(metric::GENERATED_PER_SECOND, tokens as f64 / generate.max(1e-9));
+    put(metric::TOKENS_PER_SECOND, (tokens + prompt_tokens) as f64 / seconds.max(1e-9));
+    put(metric::STEP_SECONDS, seconds);
+    put(metric::LEARNING_RATE, outcome.plan.learning_rate);
+    for (phase, seconds) in &outcome.seconds {
+        put(&metric::phase_seconds(phase), *seconds);
+    }
+    for (name, value) in &outcome.update.metrics {
+        put(&metric::policy(name), *value);
+    }
+    figures
+}

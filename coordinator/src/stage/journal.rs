@@ -1,0 +1,89 @@
+//! The step machine's ear: every phase boundary goes through it, and onto the timeline.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use plumb_domain::{PolicyVersion, Role, StepId};
+use plumb_machine::step::{Phase as Due, StepMachine};
+
+use crate::job::log::RunLog;
+use crate::ports::{Journal, Phase, PhaseError, PhaseKey};
+
+/// Asks the machine and notes spans.
+pub(super) struct StepJournal<'a> {
+    machine: Arc<Mutex<StepMachine>>,
+    log: &'a RunLog,
+}
+
+impl<'a> StepJournal<'a> {
+    pub(super) fn new(log: &'a RunLog) -> Self {
+        Self { machine: Arc::new(Mutex::new(StepMachine::new(PolicyVersion(0)))), log }
+    }
+
+    /// A worker of this role was lost; returns the step that the machine wants next.
+    pub(super) fn lost(&self, role: Role) -> StepId {
+        self.machine().lost(role).step
+    }
+
+    /// The last commit is on disk.
+    pub(super) fn checkpointed(&self) -> Result<(), PhaseError> {
+        self.machine().checkpointed().map_err(|e| PhaseError::Failed(e.to_string()))
+    }
+
+    fn machine(&self) -> std::sync::MutexGuard<'_, StepMachine> {
+        self.machine.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Journal for StepJournal<'_> {
+    fn begin(&self, key: PhaseKey) -> Result<(), PhaseError> {
+        let refused = |cause: String| PhaseError::Failed(cause);
+        let mut machine = self.machine();
+        if key.phase == Phase::Generate && machine.due().is_none() {
+            machine.begin(key.step).map_err(|e| refused(e.to_string()))?;
+        }
+        let asked = due(key.phase);
+        if machine.step() == key.step && machine.due() == Some(asked) {
+            return Ok(());
+        }
+        Err(refused(format!(
+            "{} of step {} is not due; {} of step {} is",
+            key.phase,
+            key.step,
+            machine.due().map_or("the beginning", |due| due.as_str()),
+            machine.step()
+        )))
+    }
+
+    fn end(&self, key: PhaseKey, seconds: f64, outcome: Result<(), &PhaseError>) {
+        self.log.span(key.phase.as_str(), &format!("{} {}", key.phase, key.step.0 + 1), seconds, outcome.is_ok());
+        if outcome.is_err() {
+            return;
+        }
+        let mut machine = self.machine();
+        // The machine counts reference log-probs as part of Score, and advantages, which the
+        // coordinator computes between two calls, as a phase of their own.
+        let done: &[Due] = match key.phase {
+            Phase::Generate => &[Due::Generate],
+            Phase::Score => &[],
+            Phase::Reference => &[Due::Score, Due::Advantages],
+            Phase::Update => &[Due::Update],
+            Phase::Publish => &[Due::Publish],
+            Phase::Commit => &[Due::Commit],
+        };
+        for phase in done {
+            if let Err(error) = machine.complete(*phase) {
+                tracing::error!(step = key.step.0, phase = %key.phase, %error, "phase out of order");
+            }
+        }
+    }
+}
+
+fn due(phase: Phase) -> Due {
+    match phase {
+        Phase::Generate => Due::Generate,
+        Phase::Score | Phase::Reference => Due::Score,
+        Phase::Update => Due::Update,
+        Phase::Publish => Due::Publish,
+        Phase::Commit => Due::Commit,
+    }
+}
