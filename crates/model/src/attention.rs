@@ -8,7 +8,7 @@
 use tch::{Device, Kind, Tensor};
 
 use crate::error::Result;
-use crate::packed::Layout;
+use crate::packed::{Layout, TreeShape};
 
 /// Longest sequence for which the bf16 CPU path holds all scores `[Q, L, L]` at once.
 const MAX_PLAIN_TOKENS: i64 = 512;
@@ -37,6 +37,48 @@ pub(crate) fn window_mask(
     Ok(Some(causal.f_add(&blocked.f_tril(-window)?)?))
 }
 
+/// Additive masks `[L, L]` of one tree: a branch sees its prompt and itself.
+#[derive(Debug)]
+pub(crate) struct TreeMasks {
+    causal_ll: Tensor,
+    /// With the sliding window; the same as `causal_ll` where the tree fits into it.
+    window_ll: Tensor,
+}
+
+impl TreeMasks {
+    pub(crate) fn new(
+        shape: &TreeShape,
+        window: Option<i64>,
+        kind: Kind,
+        device: Device,
+    ) -> Result<Self> {
+        // The prompt is branch 0; the branches follow it in order.
+        let mut branch: Vec<i64> = vec![0; shape.prompt as usize];
+        let mut position: Vec<i64> = (0..shape.prompt).collect();
+        for (index, &length) in shape.branches.iter().enumerate() {
+            branch.extend(std::iter::repeat_n(index as i64 + 1, length as usize));
+            position.extend(shape.prompt..shape.prompt + length);
+        }
+        let branch_l = Tensor::from_slice(&branch).to_device(device);
+        let position_l = Tensor::from_slice(&position).to_device(device);
+        let distance_ll = position_l.f_unsqueeze(1)?.f_sub(&position_l)?;
+        let same_ll = branch_l.f_unsqueeze(1)?.f_eq_tensor(&branch_l)?;
+        let seen_ll = same_ll
+            .f_logical_or(&branch_l.f_eq(0)?)?
+            .f_logical_and(&distance_ll.f_ge(0)?)?;
+        let additive = |seen: &Tensor| -> Result<Tensor> {
+            let open = Tensor::f_zeros_like(seen)?.f_to_kind(kind)?;
+            Ok(open.f_masked_fill(&seen.f_logical_not()?, f64::NEG_INFINITY)?)
+        };
+        let causal_ll = additive(&seen_ll)?;
+        let window_ll = match window {
+            Some(window) => additive(&seen_ll.f_logical_and(&distance_ll.f_lt(window)?)?)?,
+            None => causal_ll.shallow_clone(),
+        };
+        Ok(Self { causal_ll, window_ll })
+    }
+}
+
 fn upper_triangle(length: i64, kind: Kind, device: Device) -> Result<Tensor> {
     Ok(Tensor::f_full([length, length], f64::NEG_INFINITY, (kind, device))?.f_triu(1)?)
 }
@@ -55,7 +97,18 @@ pub(crate) fn packed(
     let split = |x: &Tensor| x.f_transpose(0, 1)?.f_split_with_sizes(&layout.lengths, 1);
     let (qs, ks, vs) = (split(q_nqd)?, split(k_nkd)?, split(v_nkd)?);
     let mut outputs = Vec::with_capacity(layout.lengths.len());
-    for (((&length, q), k), v) in layout.lengths.iter().zip(&qs).zip(&ks).zip(&vs) {
+    let parts = layout.lengths.iter().zip(&layout.trees).zip(&qs).zip(&ks).zip(&vs);
+    for ((((&length, tree), q), k), v) in parts {
+        if let Some(tree) = tree {
+            let mask = if window.is_some() { &tree.window_ll } else { &tree.causal_ll };
+            let out_qld = if plain(length, q.kind(), q.device()) {
+                plain_attention(q, k, v, mask)?
+            } else {
+                fused_attention(q, k, v, Some(mask.shallow_clone()))?
+            };
+            outputs.push(out_qld.f_transpose(0, 1)?.f_reshape([length, width])?);
+            continue;
+        }
         let corner = |mask: &Tensor| mask.f_narrow(0, 0, length)?.f_narrow(1, 0, length);
         let windowed = window.is_some_and(|w| w < length);
         let window_mask = layout.window_ll.as_ref().filter(|_| windowed);

@@ -2,7 +2,7 @@
 
 use tch::{Kind, Tensor};
 
-use crate::attention;
+use crate::attention::{self, TreeMasks};
 use crate::block::{self, BlockSpec};
 use crate::config::ModelConfig;
 use crate::error::{ModelError, Result};
@@ -51,13 +51,20 @@ impl Decoder {
         check_compute_kind(kind)?;
         self.check_id(packed.max_id())?;
         let lengths = packed.lengths();
-        let longest = lengths.iter().copied().max().unwrap_or(0);
-        self.check_position(longest - 1)?;
+        let plain = lengths.iter().zip(&packed.shapes).filter(|(_, tree)| tree.is_none());
+        let plain: Vec<i64> = plain.map(|(&length, _)| length).collect();
+        let longest = plain.iter().copied().max().unwrap_or(0);
+        self.check_position(packed.max_position())?;
         let (cos_n1d, sin_n1d) = self.rope_tables(&packed.position_ids, kind)?;
         let window = self.config.windows.iter().flatten().next().copied();
         let device = packed.input_ids.device();
+        let trees = packed.shapes.iter().map(|shape| {
+            let masks = |shape| TreeMasks::new(shape, window, kind, device);
+            shape.as_ref().map(masks).transpose()
+        });
         Ok(Layout {
-            causal_ll: attention::causal_mask(&lengths, kind, device)?,
+            trees: trees.collect::<Result<_>>()?,
+            causal_ll: attention::causal_mask(&plain, kind, device)?,
             window_ll: attention::window_mask(longest, window, kind, device)?,
             lengths,
             cos_n1d,

@@ -44,6 +44,9 @@ impl Decoder {
         cache: &mut KvCache,
         slots: &[usize],
     ) -> Result<Tensor> {
+        if packed.has_branches() {
+            return Err(ModelError::input("a KV slot holds one sequence, and this batch has branches"));
+        }
         check_slots(weights, cache, slots, packed.sequences())?;
         let lengths = packed.lengths();
         if let Some(&length) = lengths.iter().find(|&&l| l > cache.capacity_tokens() as i64) {

@@ -2,7 +2,28 @@
 
 use tch::{Device, Kind, Tensor};
 
+use crate::attention::TreeMasks;
 use crate::error::{ModelError, Result};
+
+/// A prompt and continuations of it that share its computation: every branch sees the prompt and
+/// itself, no branch sees another. Without branches it is a plain sequence.
+///
+/// ```text
+/// prompt [a b c], branches [[d e], [f]]  =>  tokens a b c d e f, positions 0 1 2 3 4 3
+/// ```
+#[derive(Debug, Clone, Copy)]
+pub struct Tree<'a> {
+    /// Tokens that all branches start with; at least one.
+    pub prompt: &'a [u32],
+    /// What follows, branch by branch; a branch may be empty.
+    pub branches: &'a [&'a [u32]],
+}
+
+impl Tree<'_> {
+    fn tokens(&self) -> usize {
+        self.prompt.len() + self.branches.iter().map(|b| b.len()).sum::<usize>()
+    }
+}
 
 /// Several token sequences laid end to end: no padding, no compute on padding.
 #[derive(Debug)]
@@ -11,10 +32,22 @@ pub struct Packed {
     pub input_ids: Tensor,
     /// Position of each token in its own sequence, `[N]` i64, starting at 0.
     pub position_ids: Tensor,
-    /// Where each sequence starts, and N at the end: `B + 1` entries, `0` first.
+    /// Where each sequence (or tree) starts, and N at the end: `B + 1` entries, `0` first.
     pub cu_seqlens: Vec<i64>,
-    /// The largest token id, kept so that it can be checked without touching the device.
+    /// Prompt and branch lengths of each tree; `None` for a plain sequence.
+    pub(crate) shapes: Vec<Option<TreeShape>>,
+    /// Index of the last token of each sequence, and of each branch of a tree.
+    ends: Vec<i64>,
+    /// The largest token id and position, kept so that they can be checked without the device.
     max_id: u32,
+    max_position: i64,
+}
+
+/// Lengths of a tree's parts in tokens.
+#[derive(Debug, Clone)]
+pub(crate) struct TreeShape {
+    pub(crate) prompt: i64,
+    pub(crate) branches: Vec<i64>,
 }
 
 impl Packed {
@@ -23,30 +56,59 @@ impl Packed {
     /// # Errors
     /// If there is no sequence, or one of them is empty.
     pub fn new(sequences: &[&[u32]]) -> Result<Self> {
-        if sequences.is_empty() {
+        let trees: Vec<_> =
+            sequences.iter().map(|prompt| Tree { prompt, branches: &[] }).collect();
+        Self::trees(&trees)
+    }
+
+    /// Packs trees on the CPU. A prompt is computed once for all its branches.
+    ///
+    /// # Errors
+    /// If there is no tree, or one of them has an empty prompt.
+    pub fn trees(trees: &[Tree<'_>]) -> Result<Self> {
+        if trees.is_empty() {
             return Err(ModelError::input("a packed batch needs at least one sequence, got none"));
         }
-        let tokens: usize = sequences.iter().map(|s| s.len()).sum();
+        let tokens: usize = trees.iter().map(Tree::tokens).sum();
         let mut ids: Vec<i64> = Vec::with_capacity(tokens);
         let mut positions: Vec<i64> = Vec::with_capacity(tokens);
-        let mut cu_seqlens: Vec<i64> = Vec::with_capacity(sequences.len() + 1);
-        cu_seqlens.push(0);
-        for (index, sequence) in sequences.iter().enumerate() {
-            if sequence.is_empty() {
+        let (mut cu_seqlens, mut ends) = (vec![0], Vec::new());
+        let mut shapes = Vec::with_capacity(trees.len());
+        let mut max_id = 0;
+        for (index, tree) in trees.iter().enumerate() {
+            if tree.prompt.is_empty() {
                 return Err(ModelError::input(format!(
                     "sequence {index} of {} in a packed batch is empty",
-                    sequences.len()
+                    trees.len()
                 )));
             }
-            ids.extend(sequence.iter().map(|&id| i64::from(id)));
-            positions.extend(0..sequence.len() as i64);
+            let mut append = |part: &[u32], first: usize| {
+                ids.extend(part.iter().map(|&id| i64::from(id)));
+                positions.extend((first..first + part.len()).map(|p| p as i64));
+                max_id = part.iter().copied().fold(max_id, u32::max);
+                ids.len() as i64
+            };
+            let prompt_end = append(tree.prompt, 0);
+            if tree.branches.is_empty() {
+                ends.push(prompt_end - 1);
+            }
+            for branch in tree.branches {
+                let end = append(branch, tree.prompt.len());
+                ends.push(if branch.is_empty() { prompt_end } else { end } - 1);
+            }
             cu_seqlens.push(ids.len() as i64);
+            shapes.push((!tree.branches.is_empty()).then(|| TreeShape {
+                prompt: tree.prompt.len() as i64,
+                branches: tree.branches.iter().map(|b| b.len() as i64).collect(),
+            }));
         }
-        let max_id = sequences.iter().flat_map(|s| s.iter().copied()).max().unwrap_or(0);
         Ok(Self {
+            max_position: positions.iter().copied().max().unwrap_or(0),
             input_ids: Tensor::from_slice(&ids),
             position_ids: Tensor::from_slice(&positions),
             cu_seqlens,
+            shapes,
+            ends,
             max_id,
         })
     }
@@ -57,7 +119,10 @@ impl Packed {
             input_ids: self.input_ids.to_device(device),
             position_ids: self.position_ids.to_device(device),
             cu_seqlens: self.cu_seqlens.clone(),
+            shapes: self.shapes.clone(),
+            ends: self.ends.clone(),
             max_id: self.max_id,
+            max_position: self.max_position,
         }
     }
 
@@ -66,25 +131,35 @@ impl Packed {
         self.cu_seqlens.last().copied().unwrap_or(0)
     }
 
-    /// Number of sequences, B.
+    /// Number of sequences (or trees), B.
     pub fn sequences(&self) -> usize {
         self.cu_seqlens.len().saturating_sub(1)
     }
 
-    /// Length of each sequence in tokens.
+    /// Length of each sequence (or tree) in tokens.
     pub fn lengths(&self) -> Vec<i64> {
         self.cu_seqlens.windows(2).map(|w| w[1] - w[0]).collect()
     }
 
-    /// Index in `0..N` of each sequence's last token, `[B]` i64, on the batch's device.
+    /// Whether a prompt is shared by branches anywhere in the batch.
+    pub fn has_branches(&self) -> bool {
+        self.shapes.iter().any(Option::is_some)
+    }
+
+    /// Index in `0..N` of the last token of each sequence, and of each branch of a tree, in
+    /// order, i64, on the batch's device.
     pub fn last_indices(&self) -> Tensor {
-        let last: Vec<i64> = self.cu_seqlens.iter().skip(1).map(|end| end - 1).collect();
-        Tensor::from_slice(&last).to_device(self.input_ids.device())
+        Tensor::from_slice(&self.ends).to_device(self.input_ids.device())
     }
 
     /// The largest token id in the batch.
     pub fn max_id(&self) -> u32 {
         self.max_id
+    }
+
+    /// The largest position in the batch.
+    pub fn max_position(&self) -> i64 {
+        self.max_position
     }
 }
 
@@ -102,6 +177,8 @@ pub struct Layout {
     pub(crate) causal_ll: Option<Tensor>,
     /// Additive causal mask with the sliding window, when a sequence is longer than the window.
     pub(crate) window_ll: Option<Tensor>,
+    /// Masks of the trees; `None` for a plain sequence.
+    pub(crate) trees: Vec<Option<TreeMasks>>,
     /// Compute dtype.
     pub(crate) kind: Kind,
 }
@@ -115,5 +192,35 @@ impl Layout {
     /// Number of tokens, N.
     pub fn tokens(&self) -> i64 {
         self.lengths.iter().sum()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ints(tensor: &Tensor) -> Vec<i64> {
+        Vec::try_from(tensor).unwrap()
+    }
+
+    #[test]
+    fn a_tree_lays_its_branches_behind_one_prompt() {
+        let tree = Tree { prompt: &[7, 8, 9], branches: &[&[4, 5], &[], &[6]] };
+        let plain = Tree { prompt: &[1, 2], branches: &[] };
+        let packed = Packed::trees(&[tree, plain]).unwrap();
+        assert_eq!(ints(&packed.input_ids), [7, 8, 9, 4, 5, 6, 1, 2]);
+        assert_eq!(ints(&packed.position_ids), [0, 1, 2, 3, 4, 3, 0, 1]);
+        assert_eq!(packed.cu_seqlens, [0, 6, 8]);
+        // The empty branch ends where the prompt does.
+        assert_eq!(ints(&packed.last_indices()), [4, 2, 5, 7]);
+        assert_eq!((packed.max_id(), packed.max_position()), (9, 4));
+        assert!(packed.has_branches());
+    }
+
+    #[test]
+    fn empty_prompts_and_empty_batches_are_refused() {
+        assert!(Packed::trees(&[]).is_err());
+        let message = Packed::new(&[&[1], &[]]).unwrap_err().to_string();
+        assert!(message.contains("sequence 1 of 2"), "{message}");
     }
 }
