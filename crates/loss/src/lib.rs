@@ -35,3 +35,5 @@ pub use error::LossError;
 
 #[cfg(test)]
 mod paper;
+#[cfg(test)]
+mod properties;

@@ -43,7 +43,8 @@ pub fn broadcast(advantage: f64, mask: &[bool]) -> Vec<f64> {
 }
 
 /// Checks rewards against groups, then asks `of_group` for the advantages of each group of two or
-/// more; `singleton` says what a group of one gets (given its score).
+/// more; `singleton` says what a group of one gets (given its score). Groups whose rewards are all
+/// equal get exactly 0, where rounding of their mean over a tiny epsilon would give noise.
 fn per_group(
     function: &'static str,
     rewards: &[f64],
@@ -67,6 +68,9 @@ fn per_group(
         }
         own.clear();
         own.extend(members.iter().map(|i| rewards[*i]));
+        if own.iter().all(|reward| *reward == own[0]) {
+            continue;
+        }
         out.clear();
         out.resize(own.len(), 0.0);
         of_group(&own, &mut out);
