@@ -127,8 +127,8 @@ pub fn weighted_policy_loss(
 
     let tokens = policy_tokens(&objective.policy, batch, &mask)?;
     let policy = (&tokens.loss * &weights).sum(kind);
-    // Never `+=`: that would write into `policy`, whose storage a shallow clone shares.
-    let mut loss = policy.shallow_clone();
+    // A sum of its own: `+=` on a shallow clone would write into `policy`.
+    let mut loss = &policy + 0.0;
     let zero = Tensor::zeros([], (TensorKind::Double, batch.logp.device()));
     let (mut kl_loss, mut kl_sum) = (zero.shallow_clone(), zero.shallow_clone());
     if let Some(term) = &objective.kl {
@@ -136,7 +136,7 @@ pub fn weighted_policy_loss(
         let kl_tokens = reference_kl(term, batch, &outside)?;
         kl_sum = kl_tokens.detach().sum(TensorKind::Double);
         kl_loss = (kl_tokens * &weights).sum(kind);
-        loss = loss + &kl_loss * term.coef;
+        loss += &kl_loss * term.coef;
     }
     let (mut entropy_loss, mut entropy_sum) = (zero.shallow_clone(), zero);
     let coef = objective.entropy_coef;
@@ -147,7 +147,7 @@ pub fn weighted_policy_loss(
         entropy_sum = entropy.detach().sum(TensorKind::Double);
         entropy_loss = (entropy * &weights).sum(kind);
         if coef != 0.0 {
-            loss = loss - &entropy_loss * coef;
+            loss -= &entropy_loss * coef;
         }
     } else if coef != 0.0 {
         let because = "entropy_coef is not 0";

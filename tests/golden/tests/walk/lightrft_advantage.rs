@@ -130,7 +130,9 @@ pub(crate) fn approx_kl(case: &Case) -> Result<Value, Failure> {
     .map_err(Failure::refused)?;
     let masked = tensors * tensor(&case.inputs, "action_mask")?;
     let loose = plumb_golden::Tolerance { rtol: 0.0, atol: 1e-12 };
-    plumb_golden::compare(&nested(&masked), &json!(rows), loose).expect("both forms agree");
+    if let Err(mismatch) = plumb_golden::compare(&nested(&masked), &json!(rows), loose) {
+        panic!("the scalar and the tensor form differ: {mismatch}");
+    }
     Ok(json!(rows))
 }
 

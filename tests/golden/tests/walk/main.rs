@@ -80,6 +80,7 @@ fn golden() {
     assert!(faults.is_empty(), "\n{}", faults.join("\n"));
 }
 
+#[allow(clippy::print_stdout, reason = "the report that `make golden` is for")]
 fn check(file: &GoldenFile, consumer: Consumer, faults: &mut Vec<String>) {
     let mut whole = Agreement::default();
     let mut refused = 0;
