@@ -10,7 +10,7 @@ use crate::{CollectiveError, Pending, ReduceOp};
 /// All tensors are contiguous and of the same dtype and element count on every rank. Every
 /// operation fails with [`CollectiveError::Misuse`] for operands that do not fit and
 /// [`CollectiveError::Aborted`] once the group has failed or was aborted.
-pub trait Collective: Send {
+pub trait Collective: Send + fmt::Debug {
     /// This rank, from 0.
     fn rank(&self) -> usize;
 

@@ -88,7 +88,8 @@ impl Shared {
         sequence: u64,
         error: TorchError,
     ) -> CollectiveError {
-        self.membership.failure(operation, sequence, error.message, || self.close())
+        let cause = without_source_line(&error.message).to_owned();
+        self.membership.failure(operation, sequence, cause, || self.close())
     }
 
     /// Blocks until the operation has an outcome or the group ended.
@@ -239,10 +240,31 @@ impl Collective for Gloo {
     }
 }
 
+/// gloo's messages start with the line of its source: `[/path/pair.cc:538] Read error ...`.
+fn without_source_line(message: &str) -> &str {
+    match message.strip_prefix('[').and_then(|rest| rest.split_once("] ")) {
+        Some((line, text)) if line.contains(".cc:") || line.contains(".h:") => text,
+        _ => message,
+    }
+}
+
 fn on_cpu(tensor: &Tensor) -> Result<(), String> {
     if tensor.device() == tch::Device::Cpu {
         check_one(tensor)
     } else {
         Err(format!("a tensor on {:?} is not on the cpu", tensor.device()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::without_source_line;
+
+    #[test]
+    fn only_a_source_line_is_cut_from_a_message() {
+        let message = "[/a/gloo/transport/tcp/pair.cc:538] Read error [127.0.0.1]:1: reset";
+        assert_eq!(without_source_line(message), "Read error [127.0.0.1]:1: reset");
+        assert_eq!(without_source_line("[127.0.0.1] is gone"), "[127.0.0.1] is gone");
+        assert_eq!(without_source_line("aborted"), "aborted");
     }
 }

@@ -1,5 +1,12 @@
 //! Every backend that runs on this machine computes the same results and refuses the same mistakes.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::print_stdout,
+    reason = "clippy takes a test file's own functions for library code"
+)]
+
 use std::time::{Duration, Instant};
 
 use plumb_collective::gloo::Gloo;
@@ -51,7 +58,7 @@ fn values(tensor: &Tensor) -> Vec<f64> {
 fn every_operation(comm: &dyn Collective) {
     let (rank, w) = (comm.rank(), comm.world_size());
     let sum_of_ranks = (w * (w + 1) / 2) as f64;
-    for kind in [Kind::Float, Kind::BFloat16, Kind::Int64] {
+    for kind in [Kind::Float, Kind::Double, Kind::BFloat16, Kind::Int64] {
         let zeros = |n: usize| Tensor::zeros([n as i64], (kind, Device::Cpu));
         let mut t = own(rank, 2, kind);
         comm.all_reduce(&mut t, ReduceOp::Sum).unwrap().wait().unwrap();

@@ -2,6 +2,13 @@
 //!
 //! The test binary starts itself once per rank; see [`rank_process`].
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::print_stdout,
+    reason = "clippy takes a test file's own functions for library code"
+)]
+
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};

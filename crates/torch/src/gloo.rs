@@ -158,7 +158,8 @@ impl ProcessGroup {
         self.start("barrier", |group, work| unsafe { ffi::plumb_gloo_barrier(group, work) })
     }
 
-    /// Sends `tensor` to one rank, which receives it under the same tag.
+    /// Sends `tensor` to one rank, which receives it under the same tag. Done only once the
+    /// receiver takes it.
     ///
     /// # Errors
     /// When the rank does not exist or the group is closed.
@@ -253,4 +254,88 @@ fn millis(duration: Duration) -> i64 {
 
 fn rank_code(operation: &'static str, rank: usize) -> Result<c_int, TorchError> {
     c_int::try_from(rank).map_err(|_| TorchError::new(operation, format!("no rank {rank}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::MemoryStore;
+    use tch::{Device, Kind};
+
+    const TIMEOUT: Duration = Duration::from_secs(30);
+
+    /// Runs `body` as both ranks of a group of two threads.
+    fn pair(body: impl Fn(&ProcessGroup, usize) + Send + Copy + 'static) {
+        let store = MemoryStore::new();
+        let ranks = [0, 1].map(|rank| {
+            let store: Arc<dyn Store> = store.clone();
+            std::thread::spawn(move || {
+                let group = ProcessGroup::connect(store, rank, 2, TIMEOUT, "127.0.0.1").unwrap();
+                body(&group, rank);
+            })
+        });
+        for rank in ranks {
+            rank.join().unwrap();
+        }
+    }
+
+    #[test]
+    fn what_one_rank_sends_the_other_receives_by_tag() {
+        pair(|group, rank| {
+            let mut tensors = [1.0f32, 2.0].map(|v| Tensor::from_slice(&[v]));
+            if rank == 0 {
+                // Sent in one order, received in the other.
+                let first = group.send(&tensors[0], 1, 10).unwrap();
+                let second = group.send(&tensors[1], 1, 20).unwrap();
+                first.wait().unwrap();
+                second.wait().unwrap();
+            } else {
+                let _ = tensors.each_mut().map(|t| t.zero_());
+                group.recv(&tensors[1], 0, 20).unwrap().wait().unwrap();
+                group.recv(&tensors[0], 0, 10).unwrap().wait().unwrap();
+                assert_eq!(tensors[0].double_value(&[0]), 1.0);
+                assert_eq!(tensors[1].double_value(&[0]), 2.0);
+            }
+        });
+    }
+
+    #[test]
+    fn closing_fails_the_peers_operation_at_once() {
+        pair(|group, rank| {
+            let tensor = Tensor::ones([4], (Kind::Float, Device::Cpu));
+            if rank == 0 {
+                group.closer().close().unwrap();
+            } else {
+                let start = std::time::Instant::now();
+                let error = group.all_reduce(&tensor, ReduceOp::Sum).unwrap().wait().unwrap_err();
+                assert_eq!(error.operation, "all-reduce");
+                assert!(start.elapsed() < TIMEOUT / 2, "{error} after {:?}", start.elapsed());
+            }
+        });
+    }
+
+    #[test]
+    fn a_store_that_fails_or_an_address_of_nobody_is_an_error() {
+        struct Broken;
+        impl Store for Broken {
+            fn set(&self, _: &str, _: &[u8]) -> Result<(), crate::StoreError> {
+                Err(crate::StoreError::Failed("the coordinator is gone".to_owned()))
+            }
+            fn get(&self, _: &[&str], _: Duration) -> Result<Vec<Vec<u8>>, crate::StoreError> {
+                panic!("a bug in a store must not unwind into c++")
+            }
+            fn add(&self, _: &str, _: i64) -> Result<i64, crate::StoreError> {
+                Ok(1)
+            }
+            fn delete(&self, _: &str) -> Result<bool, crate::StoreError> {
+                Ok(false)
+            }
+        }
+        let error =
+            ProcessGroup::connect(Arc::new(Broken), 0, 2, TIMEOUT, "127.0.0.1").unwrap_err();
+        assert!(error.message.contains("the coordinator is gone"), "{error}");
+        let store = MemoryStore::new();
+        let error = ProcessGroup::connect(store, 0, 2, TIMEOUT, "no.such.host.invalid");
+        assert!(error.is_err());
+    }
 }

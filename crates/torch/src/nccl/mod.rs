@@ -5,106 +5,25 @@
 //! [`crate::device::Event`]s and watches [`Communicator::check`].
 
 mod buffer;
+mod error;
 mod library;
+mod unique_id;
 
-use std::ffi::{c_char, c_int};
+use std::ffi::c_int;
 use std::time::{Duration, Instant};
 
 use tch::Tensor;
 
+use crate::device;
 use crate::device::Stream;
 use crate::gloo::ReduceOp;
-use crate::{TorchError, device};
 use buffer::{Buffer, reduction};
-use library::{Functions, IN_PROGRESS, RawComm, RawConfig, RawUniqueId, SUCCESS, functions};
+pub use error::NcclError;
+use library::{Functions, IN_PROGRESS, RawComm, RawConfig, SUCCESS, functions};
+pub use unique_id::UniqueId;
 
 /// How often a communicator in progress is looked at.
 const POLL: Duration = Duration::from_micros(200);
-
-/// A failure of NCCL, or to get at it.
-#[derive(Debug, Clone, PartialEq, thiserror::Error)]
-pub enum NcclError {
-    /// The library is not on this machine, or is no NCCL 2.
-    #[error("nccl is not available: {reason}")]
-    Unavailable {
-        /// What the loader said.
-        reason: String,
-    },
-    /// NCCL refused or failed an operation.
-    #[error("nccl {operation} failed with code {code}: {message}")]
-    Failed {
-        /// The operation.
-        operation: &'static str,
-        /// NCCL's result code.
-        code: c_int,
-        /// NCCL's own words.
-        message: String,
-    },
-    /// The peers did not come in time.
-    #[error("nccl {operation} was not done within {timeout_secs} s")]
-    Timeout {
-        /// The operation.
-        operation: &'static str,
-        /// The limit, in seconds.
-        timeout_secs: f64,
-    },
-    /// A tensor that NCCL cannot take.
-    #[error("nccl {operation}: {reason}")]
-    Unsupported {
-        /// The operation.
-        operation: &'static str,
-        /// What is wrong with it.
-        reason: String,
-    },
-    /// A device call around it failed.
-    #[error(transparent)]
-    Device(#[from] TorchError),
-}
-
-/// What rank 0 makes and every rank of a group joins with.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub struct UniqueId([u8; 128]);
-
-impl std::fmt::Debug for UniqueId {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("UniqueId(..)")
-    }
-}
-
-impl UniqueId {
-    /// A new id. Needs the library, but no device.
-    ///
-    /// # Errors
-    /// [`NcclError::Unavailable`], [`NcclError::Failed`].
-    pub fn generate() -> Result<Self, NcclError> {
-        let functions = functions()?;
-        let mut raw = RawUniqueId { bytes: [0; 128] };
-        // SAFETY: NCCL writes the 128 bytes.
-        let code = unsafe { (functions.get_unique_id)(&mut raw) };
-        if code != SUCCESS {
-            return Err(functions.failure("unique id", code, std::ptr::null_mut()));
-        }
-        Ok(Self(raw.bytes.map(|byte| byte.to_ne_bytes()[0])))
-    }
-
-    /// The bytes, to be sent to the other ranks.
-    #[must_use]
-    pub fn as_bytes(&self) -> &[u8; 128] {
-        &self.0
-    }
-
-    /// An id that rank 0 sent.
-    ///
-    /// # Errors
-    /// [`NcclError::Unsupported`] unless there are 128 bytes.
-    pub fn from_bytes(bytes: &[u8]) -> Result<Self, NcclError> {
-        let unsupported = |_| NcclError::Unsupported {
-            operation: "unique id",
-            reason: format!("{} bytes instead of 128", bytes.len()),
-        };
-        Ok(Self(bytes.try_into().map_err(unsupported)?))
-    }
-}
 
 /// The library's version, for example 22809 for 2.28.9.
 ///
@@ -161,12 +80,12 @@ impl Communicator {
             })
         };
         let (rank, size) = (code_of(rank)?, code_of(world_size)?);
-        let raw = RawUniqueId { bytes: id.0.map(|byte| c_char::from_ne_bytes([byte])) };
         let mut comm = std::ptr::null_mut();
         let mut config = RawConfig::non_blocking();
         // SAFETY: out-parameter and config live for the call; NCCL copies the config.
-        let code =
-            unsafe { (functions.comm_init_rank_config)(&mut comm, size, raw, rank, &mut config) };
+        let code = unsafe {
+            (functions.comm_init_rank_config)(&mut comm, size, id.raw(), rank, &mut config)
+        };
         if comm.is_null() {
             return Err(functions.failure(OPERATION, code, comm));
         }
