@@ -55,7 +55,8 @@ const CONSUMERS: &[(&str, Consumer)] = &[
 fn golden() {
     let own = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
     let other = std::env::var_os("GOLDEN").filter(|folder| !folder.is_empty());
-    let root = other.clone().map_or(own, PathBuf::from);
+    // Cargo runs tests in the package's folder; a relative path is meant from the repository's.
+    let root = other.clone().map_or(own.clone(), |folder| own.join("../..").join(folder));
     let files = GoldenFile::all(&root).unwrap();
     assert!(!files.is_empty(), "no golden files in {}", root.display());
 
