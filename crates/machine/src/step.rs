@@ -267,3 +267,105 @@ impl StepMachine {
         StepError::OutOfPlace { step: self.next, what }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A job that has done `steps` whole steps; the checkpoints follow the steps listed.
+    fn after(steps: u64, checkpoints: &[u64]) -> StepMachine {
+        let mut machine = StepMachine::new(PolicyVersion(0));
+        for step in 0..steps {
+            machine.begin(StepId(step)).unwrap();
+            for phase in Phase::ALL {
+                machine.complete(phase).unwrap();
+            }
+            if checkpoints.contains(&step) {
+                machine.checkpointed().unwrap();
+            }
+        }
+        machine
+    }
+
+    /// A step of such a job that has come to `due`.
+    fn at(due: Phase, steps: u64, checkpoints: &[u64]) -> StepMachine {
+        let mut machine = after(steps, checkpoints);
+        machine.begin(StepId(steps)).unwrap();
+        for phase in Phase::ALL.into_iter().filter(|p| *p < due) {
+            machine.complete(phase).unwrap();
+        }
+        machine
+    }
+
+    #[test]
+    fn st_1_phases_run_in_order_and_no_other() {
+        for due in Phase::ALL {
+            for asked in Phase::ALL.into_iter().filter(|p| *p != due) {
+                let mut machine = at(due, 1, &[]);
+                let before = machine.clone();
+                assert!(machine.complete(asked).is_err());
+                assert_eq!(machine, before);
+            }
+        }
+        let error = at(Phase::Score, 3, &[]).complete(Phase::Update).unwrap_err();
+        assert_eq!(error.to_string(), "ST-1: update of step 3 is not due; score is");
+        assert_eq!(after(2, &[]).version(), PolicyVersion(2));
+    }
+
+    #[test]
+    fn st_2_a_lost_rollout_takes_its_samples_along_until_the_update() {
+        for (due, resume) in [
+            (Phase::Generate, Phase::Generate),
+            (Phase::Score, Phase::Generate),
+            (Phase::Update, Phase::Generate),
+            (Phase::Publish, Phase::Publish),
+            (Phase::Commit, Phase::Commit),
+        ] {
+            let mut machine = at(due, 1, &[]);
+            let recovery = machine.lost(Role::Rollout);
+            assert_eq!(recovery.phase, Some(resume), "{due}");
+            assert!(recovery.republish && recovery.restore.is_none());
+            assert_eq!((recovery.step, recovery.attempt), (StepId(1), 1));
+            assert_eq!(machine.due(), Some(resume));
+        }
+    }
+
+    #[test]
+    fn st_2_a_lost_reference_or_reward_costs_at_most_the_score_phase() {
+        let reference = at(Phase::Update, 1, &[]).lost(Role::Reference);
+        assert_eq!((reference.phase, reference.republish), (Some(Phase::Score), false));
+        let early = at(Phase::Generate, 1, &[]).lost(Role::Reference);
+        assert_eq!(early.phase, Some(Phase::Generate));
+        let reward = at(Phase::Update, 1, &[]).lost(Role::Reward);
+        assert_eq!((reward.phase, reward.restore), (Some(Phase::Update), None));
+    }
+
+    #[test]
+    fn st_3_only_a_policy_that_falls_back_runs_a_committed_step_again() {
+        let mut machine = at(Phase::Update, 5, &[1, 3]);
+        let recovery = machine.lost(Role::Policy);
+        assert_eq!(recovery.restore, Some(Restore::Checkpoint(StepId(3))));
+        assert_eq!((recovery.step, recovery.phase), (StepId(4), Some(Phase::Generate)));
+        assert!(recovery.republish);
+        assert_eq!(machine.version(), PolicyVersion(4));
+
+        let mut fresh = at(Phase::Score, 2, &[]);
+        let recovery = fresh.lost(Role::Policy);
+        assert_eq!((recovery.restore, recovery.step), (Some(Restore::Start), StepId(0)));
+        assert_eq!(fresh.version(), PolicyVersion(0));
+
+        let error = after(2, &[]).begin(StepId(1)).unwrap_err();
+        assert_eq!(error.to_string(), "ST-3: step 1 is not due; step 2 is");
+    }
+
+    #[test]
+    fn between_steps_a_loss_replays_nothing() {
+        let mut machine = after(2, &[1]);
+        let recovery = machine.lost(Role::Rollout);
+        assert_eq!((recovery.phase, recovery.step), (None, StepId(2)));
+        assert_eq!(machine.begin(StepId(2)), Ok(Phase::Generate));
+        assert!(machine.checkpointed().is_err());
+        let resumed = StepMachine::resume(StepId(6), PolicyVersion(7));
+        assert_eq!((resumed.step(), resumed.version()), (StepId(7), PolicyVersion(7)));
+    }
+}
