@@ -1,1 +1,52 @@
-//! .
+//! Block-wise sharded training of decoder language models.
+//!
+//! A model is a list of blocks: embedding, layers, head. Each rank owns an even share (a shard)
+//! of every block's flat parameter in fp32, and the optimiser state of that share. A block is
+//! gathered in the compute type while it runs and freed afterwards. World size 1 is the same
+//! code without communication.
+//!
+//! Where to start reading:
+//! - [`ShardedModel::load`] reads a Hugging Face folder slice by slice.
+//! - [`policy_update`] is the training step, written like the box of a paper.
+//! - `passes` is the loop over blocks; `flat` what a block's shard, gathered copy and gradient
+//!   are; [`head`] how log-probs come without `[N, V]`.
+//! - [`reward_training`], [`log_probs()`], [`publish`], [`checkpoint`], `export` are what else a
+//!   worker asks of a model.
+//!
+//! Legend: N packed tokens, M response tokens, H hidden, V vocabulary, P elements of a block with
+//! padding, S elements of a shard. `logp_m` is a tensor `[M]`.
+
+mod agreement;
+pub mod checkpoint;
+mod error;
+mod export;
+pub mod flat;
+pub mod head;
+mod lm_head;
+mod load;
+pub mod log_probs;
+pub mod micro_batch;
+pub mod mismatch;
+mod optimizer;
+mod passes;
+pub mod policy_update;
+pub mod publish;
+pub mod response_batch;
+pub mod reward_training;
+mod settings;
+mod shard_file;
+mod sharded_model;
+
+pub use error::{EngineError, Result};
+pub use log_probs::{ResponseLogProbs, log_probs};
+pub use optimizer::AdamW;
+pub use passes::Trace;
+pub use policy_update::{Metrics, OldLogProbs, PolicySample, PolicyUpdate, update_policy};
+pub use response_batch::ResponseSample;
+pub use reward_training::{PairScores, TextPair, score_pairs, train_pairs};
+pub use settings::{AdamWSettings, EngineSettings, Precision};
+pub use shard_file::FileDigest;
+pub use sharded_model::{LoadPlan, ShardedModel};
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,358 @@
+//! One block's parameters as one flat vector, cut evenly over the ranks.
+//!
+//! FLAT-1: padding elements are zero in parameters and gradients, so that norms and digests do
+//! not depend on the world size.
+//! FLAT-2: every rank runs the same gathers and reductions in the same order.
+
+use plumb_collective::{Collective, Pending, ReduceOp};
+use plumb_model::BlockSpec;
+use tch::{Device, Kind, Tensor};
+
+use crate::Result;
+
+/// Where one parameter lies in its block's flat vector.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Slot {
+    /// Hugging Face name.
+    pub name: String,
+    /// Shape of the parameter.
+    pub shape: Vec<i64>,
+    /// First element in the flat vector.
+    pub offset: i64,
+    /// Number of elements.
+    pub elements: i64,
+}
+
+/// The cut of one block over a number of ranks.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Layout {
+    /// Parameters in order.
+    pub slots: Vec<Slot>,
+    /// Elements of all parameters, without padding.
+    pub elements: i64,
+    /// Elements of one rank's shard; `shard * ranks >= elements`.
+    pub shard: i64,
+    /// Number of ranks.
+    pub ranks: i64,
+}
+
+impl Layout {
+    /// Lays the parameters of a block end to end.
+    #[must_use]
+    pub fn new(spec: &BlockSpec, ranks: usize) -> Self {
+        let mut offset = 0;
+        let slots = spec.params.iter().map(|param| {
+            let elements = param.shape.iter().product();
+            let slot = Slot { name: param.name.clone(), shape: param.shape.clone(), offset, elements };
+            offset += elements;
+            slot
+        });
+        let slots = slots.collect();
+        let ranks = ranks as i64;
+        Self { slots, elements: offset, shard: (offset + ranks - 1) / ranks, ranks }
+    }
+
+    /// Elements of all shards together.
+    #[must_use]
+    pub fn padded(&self) -> i64 {
+        self.shard * self.ranks
+    }
+
+    /// The parameters as views of a flat vector `[>= elements]`.
+    #[must_use]
+    pub fn views(&self, flat: &Tensor) -> Vec<Tensor> {
+        self.slots.iter().map(|slot| view(flat, slot)).collect()
+    }
+}
+
+fn view(flat: &Tensor, slot: &Slot) -> Tensor {
+    flat.narrow(0, slot.offset, slot.elements).view(slot.shape.as_slice())
+}
+
+/// The gathered copy of a block.
+#[derive(Debug)]
+enum Gathered {
+    /// Not held.
+    Absent,
+    /// On its way.
+    Arriving { flat_p: Tensor, pending: Pending },
+    /// Held, `[padded]`.
+    Ready(Tensor),
+    /// Its memory is given back, but a graph still points at it; gathering refills it in place.
+    Released(Tensor),
+}
+
+/// Gradient of one micro-batch (world size 1: of all since the last step) before the reduction.
+#[derive(Debug)]
+struct Partial {
+    flat_p: Tensor,
+    written: Vec<bool>,
+}
+
+/// One block's shard and what is derived from it. P = padded elements, S = elements of a shard.
+#[derive(Debug)]
+pub struct FlatBlock {
+    /// The cut.
+    pub layout: Layout,
+    /// Whether gradients are wanted.
+    pub trainable: bool,
+    /// fp32 when trainable, else the compute type, `[S]`.
+    master_s: Tensor,
+    /// Compute-type copy of the master, `[S]`; absent when stale.
+    compute_s: Option<Tensor>,
+    gathered: Gathered,
+    partial: Option<Partial>,
+    /// Reduced fp32 gradient, `[S]`.
+    grad_s: Option<Tensor>,
+    compute: Kind,
+}
+
+impl FlatBlock {
+    /// An all-zero block; [`FlatBlock::master`] is then filled by the loader.
+    #[must_use]
+    pub fn zeros(layout: Layout, trainable: bool, compute: Kind, device: Device) -> Self {
+        let kind = if trainable { Kind::Float } else { compute };
+        let master_s = Tensor::zeros([layout.shard], (kind, device));
+        Self {
+            layout,
+            trainable,
+            master_s,
+            compute_s: None,
+            gathered: Gathered::Absent,
+            partial: None,
+            grad_s: None,
+            compute,
+        }
+    }
+
+    /// The master shard `[S]`, for reading.
+    #[must_use]
+    pub fn master(&self) -> &Tensor {
+        &self.master_s
+    }
+
+    /// The master shard for writing; every derived copy becomes stale and is dropped.
+    pub fn master_mut(&mut self) -> &mut Tensor {
+        self.compute_s = None;
+        self.gathered = Gathered::Absent;
+        &mut self.master_s
+    }
+
+    /// Starts gathering unless the block is held or on its way.
+    ///
+    /// # Errors
+    /// A failed collective.
+    pub fn start_gather(&mut self, comm: &dyn Collective) -> Result<()> {
+        if matches!(self.gathered, Gathered::Ready(_) | Gathered::Arriving { .. }) {
+            return Ok(());
+        }
+        let shard_s = self.compute_shard();
+        if self.layout.ranks == 1 {
+            self.gathered = Gathered::Ready(shard_s);
+            return Ok(());
+        }
+        let previous = std::mem::replace(&mut self.gathered, Gathered::Absent);
+        let flat_p = self.receiving(previous)?;
+        // Through `data`: a graph that saved views of this memory must not see a new version.
+        let pending = comm.all_gather(&mut flat_p.data(), &shard_s)?;
+        self.gathered = Gathered::Arriving { flat_p, pending };
+        Ok(())
+    }
+
+    fn receiving(&self, previous: Gathered) -> Result<Tensor> {
+        let padded = self.layout.padded();
+        match previous {
+            Gathered::Released(flat_p) => {
+                plumb_torch::storage_resize(&flat_p, padded as usize * self.compute.elt_size_in_bytes())?;
+                Ok(flat_p)
+            }
+            _ => Ok(Tensor::empty([padded], (self.compute, self.master_s.device()))),
+        }
+    }
+
+    fn compute_shard(&mut self) -> Tensor {
+        if self.master_s.kind() == self.compute {
+            return self.master_s.shallow_clone();
+        }
+        let master_s = &self.master_s;
+        let compute = self.compute;
+        self.compute_s.get_or_insert_with(|| master_s.to_kind(compute)).shallow_clone()
+    }
+
+    /// The gathered flat vector `[P]`, waiting for it where needed.
+    ///
+    /// # Errors
+    /// A failed collective.
+    pub fn gather(&mut self, comm: &dyn Collective) -> Result<Tensor> {
+        self.start_gather(comm)?;
+        let gathered = match std::mem::replace(&mut self.gathered, Gathered::Absent) {
+            Gathered::Arriving { flat_p, pending } => {
+                pending.wait()?;
+                Gathered::Ready(flat_p)
+            }
+            other => other,
+        };
+        self.gathered = gathered;
+        match &self.gathered {
+            Gathered::Ready(flat_p) => Ok(flat_p.shallow_clone()),
+            _ => unreachable!("start_gather leaves a block arriving or ready"),
+        }
+    }
+
+    /// All shards of the master, `[P]`, in the master's type.
+    ///
+    /// # Errors
+    /// A failed collective.
+    pub fn gather_master(&self, comm: &dyn Collective) -> Result<Tensor> {
+        if self.layout.ranks == 1 {
+            return Ok(self.master_s.shallow_clone());
+        }
+        let options = (self.master_s.kind(), self.master_s.device());
+        let mut flat_p = Tensor::empty([self.layout.padded()], options);
+        comm.all_gather(&mut flat_p, &self.master_s)?.wait()?;
+        Ok(flat_p)
+    }
+
+    /// Gives the gathered memory back at once. `graph_holds_views` says that a kept graph still
+    /// points at it; the next gather then refills the same memory.
+    ///
+    /// # Errors
+    /// A storage that cannot be resized.
+    pub fn free(&mut self, graph_holds_views: bool) -> Result<()> {
+        if self.layout.ranks == 1 {
+            // The gathered copy is the shard itself.
+            self.gathered = Gathered::Absent;
+            return Ok(());
+        }
+        self.gathered = match std::mem::replace(&mut self.gathered, Gathered::Absent) {
+            Gathered::Ready(flat_p) => {
+                plumb_torch::storage_resize(&flat_p, 0)?;
+                if graph_holds_views { Gathered::Released(flat_p) } else { Gathered::Absent }
+            }
+            other => other,
+        };
+        Ok(())
+    }
+
+    /// Forgets memory that a dropped graph pointed at.
+    pub fn forget_released(&mut self) {
+        if matches!(self.gathered, Gathered::Released(_)) {
+            self.gathered = Gathered::Absent;
+        }
+    }
+}
+
+/// Gradients.
+impl FlatBlock {
+    /// Adds one parameter's gradient of this micro-batch.
+    pub fn add_gradient(&mut self, slot: usize, grad: &Tensor, reduce: Kind) {
+        let kind = self.buffer_kind(reduce);
+        let layout = &self.layout;
+        let partial = partial(&mut self.partial, layout, kind, grad.device());
+        let mut target = view(&partial.flat_p, &layout.slots[slot]);
+        if partial.written[slot] {
+            let _ = target.g_add_(grad);
+        } else {
+            target.copy_(grad);
+            partial.written[slot] = true;
+        }
+    }
+
+    /// Adds `grad_nh` to the rows `ids_n` of an embedding's gradient: the backward of a lookup,
+    /// without a dense temporary.
+    pub fn add_embedding_gradient(&mut self, slot: usize, ids_n: &Tensor, grad_nh: &Tensor, reduce: Kind) {
+        let kind = self.buffer_kind(reduce);
+        let layout = &self.layout;
+        let partial = partial(&mut self.partial, layout, kind, grad_nh.device());
+        let mut target = view(&partial.flat_p, &layout.slots[slot]);
+        if !std::mem::replace(&mut partial.written[slot], true) {
+            let _ = target.zero_();
+        }
+        let _ = target.index_add_(0, ids_n, &grad_nh.to_kind(kind));
+    }
+
+    /// At world size 1 the buffer collects over micro-batches and is the final gradient: fp32.
+    fn buffer_kind(&self, reduce: Kind) -> Kind {
+        if self.layout.ranks == 1 { Kind::Float } else { reduce }
+    }
+
+    /// Starts summing this micro-batch's gradient over ranks; at world size 1 nothing is to do.
+    /// Every rank calls this for every trainable block and micro-batch (FLAT-2), also when it
+    /// has no gradient.
+    ///
+    /// # Errors
+    /// A failed collective.
+    pub fn start_reduce(&mut self, comm: &dyn Collective, reduce: Kind) -> Result<Option<Reduction>> {
+        if self.layout.ranks == 1 {
+            return Ok(None);
+        }
+        let device = self.master_s.device();
+        let _ = partial(&mut self.partial, &self.layout, reduce, device);
+        let Some(partial) = self.partial.take() else { return Ok(None) };
+        let flat_p = finished(partial, &self.layout);
+        let mut out_s = Tensor::empty([self.layout.shard], (reduce, device));
+        let pending = comm.reduce_scatter(&mut out_s, &flat_p, ReduceOp::Sum)?;
+        Ok(Some(Reduction { out_s, flat_p, pending }))
+    }
+
+    /// Waits for a reduction and adds it to the shard's gradient.
+    ///
+    /// # Errors
+    /// A failed collective.
+    pub fn finish_reduce(&mut self, reduction: Reduction) -> Result<()> {
+        reduction.pending.wait()?;
+        drop(reduction.flat_p);
+        match &mut self.grad_s {
+            Some(grad_s) => drop(grad_s.g_add_(&reduction.out_s)),
+            None => self.grad_s = Some(reduction.out_s.to_kind(Kind::Float)),
+        }
+        Ok(())
+    }
+
+    /// The gradient `[S]` fp32 collected since the last call, which is thereby cleared; `None`
+    /// when the block got none.
+    pub fn take_gradient(&mut self) -> Option<Tensor> {
+        if self.layout.ranks == 1 {
+            return self.partial.take().map(|partial| finished(partial, &self.layout));
+        }
+        self.grad_s.take()
+    }
+
+    /// Drops what a failed or abandoned step has collected.
+    pub fn discard_gradient(&mut self) {
+        self.partial = None;
+        self.grad_s = None;
+    }
+}
+
+/// A gradient on its way to its owner.
+#[derive(Debug)]
+pub struct Reduction {
+    out_s: Tensor,
+    flat_p: Tensor,
+    pending: Pending,
+}
+
+fn partial<'a>(
+    partial: &'a mut Option<Partial>,
+    layout: &Layout,
+    kind: Kind,
+    device: Device,
+) -> &'a mut Partial {
+    partial.get_or_insert_with(|| Partial {
+        flat_p: Tensor::empty([layout.padded()], (kind, device)),
+        written: vec![false; layout.slots.len()],
+    })
+}
+
+/// Zeroes what no gradient was written to, and the padding (FLAT-1).
+fn finished(partial: Partial, layout: &Layout) -> Tensor {
+    for (slot, _) in layout.slots.iter().zip(&partial.written).filter(|(_, written)| !**written) {
+        let _ = partial.flat_p.narrow(0, slot.offset, slot.elements).zero_();
+    }
+    let padding = layout.padded() - layout.elements;
+    if padding > 0 {
+        let _ = partial.flat_p.narrow(0, layout.elements, padding).zero_();
+    }
+    partial.flat_p
+}

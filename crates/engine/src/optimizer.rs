@@ -1,0 +1,121 @@
+//! AdamW on shards, with clipping by the norm over all ranks.
+
+use tch::Tensor;
+
+use crate::flat::FlatBlock;
+use crate::sharded_model::ShardedModel;
+use crate::{AdamWSettings, EngineError, Result};
+
+/// Added to the norm before dividing, as `torch.nn.utils.clip_grad_norm_` does.
+const CLIP_EPSILON: f64 = 1e-6;
+
+/// Moments of this rank's shards, fp32, one pair per trainable block.
+#[derive(Debug)]
+pub struct AdamW {
+    settings: AdamWSettings,
+    moments: Vec<Option<Moments>>,
+    step: u64,
+}
+
+/// Running means of the gradient and of its square, `[S]`.
+#[derive(Debug)]
+pub(crate) struct Moments {
+    pub(crate) first_s: Tensor,
+    pub(crate) second_s: Tensor,
+}
+
+impl AdamW {
+    /// Zero moments for every trainable block.
+    #[must_use]
+    pub fn new(settings: AdamWSettings, blocks: &[FlatBlock]) -> Self {
+        let moments = blocks.iter().map(|block| {
+            block.trainable.then(|| Moments {
+                first_s: block.master().zeros_like(),
+                second_s: block.master().zeros_like(),
+            })
+        });
+        Self { settings, moments: moments.collect(), step: 0 }
+    }
+
+    /// Steps taken.
+    #[must_use]
+    pub fn step_count(&self) -> u64 {
+        self.step
+    }
+
+    pub(crate) fn set_step_count(&mut self, step: u64) {
+        self.step = step;
+    }
+
+    pub(crate) fn moments(&self, block: usize) -> Option<&Moments> {
+        self.moments[block].as_ref()
+    }
+}
+
+impl ShardedModel {
+    /// Waits for all gradients, clips them by their global norm, steps, and clears them. Returns
+    /// the norm before clipping, the same on every rank.
+    ///
+    /// # Errors
+    /// [`EngineError::NonFinite`] when the norm is not finite; parameters and moments are then
+    /// as before. A failed collective.
+    pub fn optimizer_step_on(&mut self, learning_rate: f64) -> Result<f64> {
+        let _guard = tch::no_grad_guard();
+        self.finish_reductions()?;
+        let mut grads = Vec::with_capacity(self.blocks.len());
+        for block in &mut self.blocks {
+            grads.push(block.take_gradient());
+        }
+        let squares: f64 = grads.iter().flatten().map(|grad_s| grad_s.norm().double_value(&[]).powi(2)).sum();
+        let [squares] = self.sum_over_ranks([squares])?;
+        let norm = squares.sqrt();
+        let Some(optimizer) = &mut self.optimizer else {
+            return Err(EngineError::Unsuited("the model was loaded without an optimiser".to_owned()));
+        };
+        if !norm.is_finite() {
+            let quantity = "the gradient norm".to_owned();
+            return Err(EngineError::NonFinite { quantity, value: norm, step: optimizer.step });
+        }
+        let limit = optimizer.settings.max_grad_norm;
+        let scale = if limit > 0.0 { (limit / (norm + CLIP_EPSILON)).min(1.0) } else { 1.0 };
+        let mut lists = StepLists::default();
+        for (index, grad_s) in grads.into_iter().enumerate() {
+            if let (Some(mut grad_s), Some(moments)) = (grad_s, &optimizer.moments[index]) {
+                if scale < 1.0 {
+                    let _ = grad_s.g_mul_scalar_(scale);
+                }
+                let master_s = self.blocks[index].master_mut().shallow_clone();
+                lists.push(master_s, grad_s, moments, optimizer.step);
+            }
+        }
+        optimizer.step += 1;
+        let AdamWSettings { beta1, beta2, eps, weight_decay, .. } = optimizer.settings;
+        let adamw = plumb_torch::AdamW { lr: learning_rate, beta1, beta2, eps, weight_decay };
+        lists.step(adamw)?;
+        Ok(norm)
+    }
+}
+
+/// What the fused kernel takes: one entry per shard.
+#[derive(Default)]
+struct StepLists {
+    masters: Vec<Tensor>,
+    grads: Vec<Tensor>,
+    firsts: Vec<Tensor>,
+    seconds: Vec<Tensor>,
+    steps: Vec<Tensor>,
+}
+
+impl StepLists {
+    fn push(&mut self, master_s: Tensor, grad_s: Tensor, moments: &Moments, steps_taken: u64) {
+        self.steps.push(Tensor::from(steps_taken as f32).to_device(master_s.device()));
+        self.masters.push(master_s);
+        self.grads.push(grad_s);
+        self.firsts.push(moments.first_s.shallow_clone());
+        self.seconds.push(moments.second_s.shallow_clone());
+    }
+
+    fn step(&self, adamw: plumb_torch::AdamW) -> Result<()> {
+        Ok(adamw.step(&self.masters, &self.grads, &self.firsts, &self.seconds, &self.steps)?)
+    }
+}

@@ -1,0 +1,8 @@
+//! Whole-engine tests on tiny models: against plain autograd over the whole model, over world
+//! sizes, cuts and memory settings, and through disk.
+
+mod checkpoints;
+mod policy;
+mod publication;
+mod rewards;
+mod support;

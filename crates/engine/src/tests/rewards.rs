@@ -1,0 +1,117 @@
+//! Reward-model training against plain autograd, over cuts and world sizes.
+
+use plumb_loss::preference::{Pairwise, pairwise};
+use plumb_model::{HeadSpec, Packed, ScoreHead, new_score_head};
+use tch::Tensor;
+
+use super::support::*;
+use crate::{EngineSettings, LoadPlan, TextPair, score_pairs, train_pairs};
+
+const HEAD_SEED: u64 = 9;
+const LEARNING_RATE: f64 = 0.05;
+const REGULARIZATION: f64 = 0.01;
+
+fn pairs() -> Vec<TextPair> {
+    let text = |index: usize, length: usize| {
+        (0..length).map(|t| ((index * 13 + t * 5 + 3) % 29) as u32).collect()
+    };
+    let lengths = [(4, 6), (9, 2), (1, 3), (5, 5), (7, 8)];
+    let pair = |(index, &(better, worse)): (usize, &(usize, usize))| TextPair {
+        id: format!("pair-{index}"),
+        better_ids: text(index, better),
+        worse_ids: text(index + 50, worse),
+    };
+    lengths.iter().enumerate().map(pair).collect()
+}
+
+fn reward_plan(head: &ScoreHead, settings: EngineSettings) -> LoadPlan {
+    LoadPlan { head: HeadSpec::Score(head.clone()), head_seed: HEAD_SEED, ..plan(settings) }
+}
+
+fn plain_scores(tiny: &TinyModel, head: &ScoreHead, params: &[Vec<Tensor>], ids: &[u32]) -> Tensor {
+    let packed = Packed::new(&[ids]).unwrap();
+    let hidden = plain_hidden(tiny, params, &packed);
+    let last = hidden.index_select(0, &packed.last_indices());
+    let block = params.last().unwrap();
+    let normed = tiny.decoder.final_norm(block, &last).unwrap();
+    tiny.decoder.score(head, block, &normed).unwrap()
+}
+
+/// Two steps by plain autograd: loss of the second one, and the weights after it.
+fn plain(tiny: &TinyModel, head: &ScoreHead) -> (f64, Vec<f32>) {
+    let spec = HeadSpec::Score(head.clone());
+    let mut params = leaves(tiny, &spec);
+    let new = new_score_head(head, tiny.decoder.config().hidden_size, HEAD_SEED).unwrap();
+    params.last_mut().unwrap().extend(new.into_iter().map(|param| param.set_requires_grad(true)));
+    let (mut moments, mut last) = (Vec::new(), 0.0);
+    for step in 1..=2 {
+        let scores = |ids: fn(&TextPair) -> &Vec<u32>| {
+            let scores: Vec<_> = pairs().iter().map(|p| plain_scores(tiny, head, &params, ids(p))).collect();
+            Tensor::cat(&scores, 0)
+        };
+        let (better, worse) = (scores(|p| &p.better_ids), scores(|p| &p.worse_ids));
+        let terms = pairwise(&Pairwise { regularization: REGULARIZATION }, &better, &worse, pairs().len());
+        let loss = terms.unwrap().loss;
+        last = loss.double_value(&[]);
+        plain_step(&mut params, &loss, &mut moments, step, LEARNING_RATE);
+    }
+    (last, concatenated(&params))
+}
+
+#[test]
+fn training_equals_plain_autograd_at_every_cut_and_world_size() {
+    let tiny = TinyModel::new(true, 21);
+    for head in [ScoreHead::Linear, ScoreHead::Mlp { hidden_dims: vec![12, 6] }] {
+        let (loss, expected) = plain(&tiny, &head);
+        for (world, budget) in [(1, 1000), (1, 16), (2, 1000), (2, 16), (4, 20)] {
+            for recompute in [true, false] {
+                let what = format!("{head:?}, {world} ranks, {budget} tokens, recompute {recompute}");
+                let settings =
+                    EngineSettings { micro_batch_tokens: budget, recompute, ..settings() };
+                let outcome = ranks(world, |comm| {
+                    let mut model = tiny.load(reward_plan(&head, settings.clone()), comm);
+                    let mut step = || train_pairs(&mut model, &pairs(), LEARNING_RATE, REGULARIZATION);
+                    step().unwrap();
+                    let metrics = step().unwrap();
+                    (metrics, weights(&model))
+                });
+                let (metrics, weights) = &outcome[0];
+                assert!((metrics["loss"] - loss).abs() < 1e-5, "{what}: {} != {loss}", metrics["loss"]);
+                assert_close(weights, &expected, 1e-5, &what);
+            }
+        }
+    }
+}
+
+#[test]
+fn scores_cover_every_pair_and_agree_with_the_reported_accuracy() {
+    let tiny = TinyModel::new(true, 21);
+    let shares = ranks(2, |comm| {
+        let settings = EngineSettings { micro_batch_tokens: 16, ..settings() };
+        let mut model = tiny.load(reward_plan(&ScoreHead::Linear, settings), comm);
+        let scores = score_pairs(&mut model, &pairs()).unwrap();
+        (scores, train_pairs(&mut model, &pairs(), 0.0, 0.0).unwrap())
+    });
+    let mut scores: Vec<_> = shares.iter().flat_map(|(scores, _)| scores.clone()).collect();
+    scores.sort_by_key(|row| row.index);
+    assert!(scores.iter().map(|row| row.index).eq(0..pairs().len()));
+    let right = scores.iter().filter(|row| row.better > row.worse).count() as f64;
+    let metrics = &shares[0].1;
+    assert_eq!(metrics["accuracy"], right / pairs().len() as f64);
+    let margin: f64 = scores.iter().map(|row| row.better - row.worse).sum();
+    assert!((metrics["margin"] - margin / pairs().len() as f64).abs() < 1e-6);
+}
+
+#[test]
+fn a_language_model_and_an_empty_text_are_refused() {
+    let tiny = TinyModel::new(true, 21);
+    let solo = || Box::new(plumb_collective::solo());
+    let mut language_model = tiny.load(plan(settings()), solo());
+    let error = train_pairs(&mut language_model, &pairs(), 0.1, 0.0).unwrap_err().to_string();
+    assert!(error.contains("score head"), "{error}");
+    let mut model = tiny.load(reward_plan(&ScoreHead::Linear, settings()), solo());
+    let mut bad = pairs();
+    bad[3].worse_ids.clear();
+    let error = score_pairs(&mut model, &bad).unwrap_err().to_string();
+    assert!(error.contains("pair-3") && error.contains("no token"), "{error}");
+}
