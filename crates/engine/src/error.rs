@@ -49,14 +49,6 @@ pub enum EngineError {
         /// Optimiser steps taken before.
         step: u64,
     },
-    /// A parameter that the folder holds in another shape or not at all.
-    #[error("parameter {name}: {problem}")]
-    Parameter {
-        /// Hugging Face name.
-        name: String,
-        /// What is wrong.
-        problem: String,
-    },
     /// A checkpoint that cannot be trusted or does not belong to this model.
     #[error("checkpoint {path}: {problem}", path = path.display())]
     Checkpoint {
