@@ -170,3 +170,7 @@ impl Classifier {
 fn start_of(text: &str) -> String {
     text.chars().take(40).collect()
 }
+
+#[cfg(test)]
+#[path = "classifier_tests.rs"]
+mod tests;

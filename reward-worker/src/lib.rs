@@ -16,3 +16,6 @@ pub mod plan;
 pub mod score;
 pub mod service;
 pub mod transform;
+
+#[cfg(test)]
+mod tiny_model;

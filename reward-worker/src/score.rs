@@ -127,3 +127,7 @@ fn entry(component: &str, outcome: Outcome) -> reward::ComponentScore {
     };
     reward::ComponentScore { component: component.to_owned(), score, error }
 }
+
+#[cfg(test)]
+#[path = "score_tests.rs"]
+mod tests;

@@ -42,13 +42,15 @@ pub(crate) fn decoder() -> Decoder {
     Decoder::new(config).unwrap()
 }
 
-/// One flat f32 tensor per block; larger than the usual initial weights, so that texts differ.
+/// One flat f32 tensor per block. Matrices are larger than the usual initial ones, so that texts
+/// differ; norms are not.
 pub(crate) fn flats(seed: u64) -> Vec<Tensor> {
     let specs = decoder().blocks(&HeadSpec::CausalLm);
     let blocks = random_blocks(&specs, seed).unwrap();
     let flat = |params: &Vec<Tensor>| {
-        let parts: Vec<Tensor> = params.iter().map(|p| p.view([-1])).collect();
-        Tensor::cat(&parts, 0) * 8.0
+        let scaled = |p: &Tensor| if p.dim() > 1 { p.view([-1]) * 8.0 } else { p.view([-1]) };
+        let parts: Vec<Tensor> = params.iter().map(scaled).collect();
+        Tensor::cat(&parts, 0)
     };
     blocks.iter().map(flat).collect()
 }
