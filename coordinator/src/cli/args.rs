@@ -108,6 +108,9 @@ pub(super) struct SubmitArgs {
 pub(super) struct ImportArgs {
     /// A `.gguf` file, or a llama2.c checkpoint.
     pub(super) source: PathBuf,
-    /// The folder to make.
+    /// The folder to make; it must not exist.
     pub(super) folder: PathBuf,
+    /// A tokenizer file, for model files that hold none.
+    #[arg(long)]
+    pub(super) tokenizer: Option<PathBuf>,
 }

@@ -14,6 +14,11 @@ pub(super) fn run(args: &ImportArgs) -> anyhow::Result<Ended> {
     if !worker.is_file() {
         bail!("{} is not there; build it with `make build`", worker.display());
     }
-    let error = Command::new(&worker).arg("import").arg(&args.source).arg(&args.folder).exec();
+    let mut command = Command::new(&worker);
+    command.arg("import").arg(&args.source).arg(&args.folder);
+    if let Some(tokenizer) = &args.tokenizer {
+        command.arg("--tokenizer").arg(tokenizer);
+    }
+    let error = command.exec();
     Err(error).with_context(|| format!("start {}", worker.display()))
 }

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use futures::future::try_join_all;
+use futures::future::{select_all, try_join_all};
 use plumb_domain::{JobId, Role};
 use plumb_proto::worker::CallContext;
 use tokio_util::sync::CancellationToken;
@@ -14,6 +14,9 @@ use tonic::Status;
 use super::Fleet;
 use crate::cluster::{CallError, Cluster, Group, Worker};
 use crate::ports::PhaseError;
+
+/// Within this time the coordinator hears of a process that has ended.
+const NOTICE: Duration = Duration::from_secs(3);
 
 /// A role's worker group within a job.
 pub struct RoleGroup {
@@ -147,11 +150,33 @@ impl RoleGroup {
     where
         F: Future<Output = Result<T, Status>> + Send,
     {
-        try_join_all(workers.iter().enumerate().map(|(rank, worker)| {
+        let answers = try_join_all(workers.iter().enumerate().map(|(rank, worker)| {
             let call = call(worker.clone(), rank as u32);
             self.call(worker, phase, call)
         }))
-        .await
+        .await;
+        match answers {
+            Err(PhaseError::Failed(cause)) => Err(self.blame(workers, phase, cause).await),
+            other => other,
+        }
+    }
+
+    /// When a peer dies, the others may fail before the coordinator hears of the death: a failure
+    /// waits a moment for a loss that explains it.
+    async fn blame(&self, workers: &[Worker], phase: &str, cause: String) -> PhaseError {
+        let losses = workers.iter().map(|worker| Box::pin(worker.lost()));
+        if workers.is_empty() {
+            return PhaseError::Failed(cause);
+        }
+        match tokio::time::timeout(NOTICE, select_all(losses)).await {
+            Ok((loss, _, _)) => PhaseError::Lost {
+                role: self.role_of(loss.worker.as_str()),
+                worker: loss.worker.to_string(),
+                phase: phase.to_owned(),
+                cause: loss.cause.clone(),
+            },
+            Err(_) => PhaseError::Failed(cause),
+        }
     }
 
     /// Forms a collective of the given workers.
@@ -162,9 +187,13 @@ impl RoleGroup {
         let backend = if self.gpus { "nccl" } else { "gloo" };
         let formed =
             self.cluster.init_collective(name, members, backend, self.collective_timeout);
-        tokio::select! {
+        let formed = tokio::select! {
             formed = formed => formed.map(|_| ()).map_err(|error| self.phase_error(&error)),
             () = self.cancel.cancelled() => Err(PhaseError::Cancelled),
+        };
+        match formed {
+            Err(PhaseError::Failed(cause)) => Err(self.blame(members, name, cause).await),
+            other => other,
         }
     }
 

@@ -93,7 +93,7 @@ fn worker_program(wrong: &impl Fn(String, &str) -> JobError) -> Result<PathBuf, 
 fn last_words(stderr: &[u8]) -> String {
     let text = String::from_utf8_lossy(stderr);
     let line = text.lines().rev().find(|l| !l.trim().is_empty()).unwrap_or("no reason was given");
-    line.trim().trim_start_matches("error: ").to_owned()
+    line.trim().trim_start_matches("actor-worker: ").trim_start_matches("error: ").to_owned()
 }
 
 #[cfg(test)]
@@ -102,7 +102,7 @@ mod tests {
 
     #[test]
     fn the_last_line_says_why() {
-        assert_eq!(last_words(b"warn: x\nerror: model.safetensors is cut off\n\n"), "model.safetensors is cut off");
+        assert_eq!(last_words(b"warn: x\nactor-worker: model.safetensors is cut off\n\n"), "model.safetensors is cut off");
         assert_eq!(last_words(b""), "no reason was given");
     }
 }

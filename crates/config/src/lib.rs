@@ -23,3 +23,18 @@ pub use schema::{
     SamplingConfig, Schedule, ScoreHeadConfig, ScoreHeadKind, ScoreInput, Stage, Strategy, TimeoutConfig,
     Transform,
 };
+
+#[cfg(test)]
+mod recipes {
+    use std::path::Path;
+
+    use crate::Recipe;
+
+    #[test]
+    fn the_recipes_of_the_repository_stand() {
+        for name in ["quickstart.toml", "tiny/tiny.toml"] {
+            let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../recipes").join(name);
+            Recipe::read(&path, &[]).unwrap_or_else(|error| panic!("{error}"));
+        }
+    }
+}

@@ -103,6 +103,7 @@ impl Recipe {
         for over in overrides {
             over.apply(&mut table)?;
         }
+        name_rules(&mut table, path)?;
         let recipe: Self =
             table.clone().try_into().map_err(|error| value_error(&error, &table, path))?;
         recipe.check(path)?;
@@ -137,6 +138,41 @@ fn value_error(error: &toml::de::Error, table: &Table, path: &Path) -> ConfigErr
             message: error.to_string().trim().replace('\n', " "),
         },
     }
+}
+
+/// Puts `[rules.NAME]` where `rule = "NAME"` stands: in components, stages and measures.
+fn name_rules(recipe: &mut Table, path: &Path) -> Result<(), ConfigError> {
+    let rules = recipe.get("rules").and_then(Value::as_table).cloned().unwrap_or_default();
+    let put = |place: &mut Table| match place.get("rule") {
+        Some(Value::String(name)) => match rules.get(name) {
+            Some(rule) => {
+                place.insert("rule".to_owned(), rule.clone());
+                Ok(())
+            }
+            None => {
+                let known: Vec<&str> = rules.keys().map(String::as_str).collect();
+                Err(ConfigError::Value {
+                    path: path.to_owned(),
+                    message: format!(
+                        "rule = {name:?} names no [rules.{name}]; there are: {}",
+                        if known.is_empty() { "none".to_owned() } else { known.join(", ") }
+                    ),
+                })
+            }
+        },
+        _ => Ok(()),
+    };
+    fn tables<'a>(value: Option<&'a mut Value>) -> impl Iterator<Item = &'a mut Table> {
+        value.and_then(Value::as_array_mut).into_iter().flatten().filter_map(Value::as_table_mut)
+    }
+    if let Some(reward) = recipe.get_mut("reward").and_then(Value::as_table_mut) {
+        tables(reward.get_mut("component")).try_for_each(put)?;
+    }
+    for stage in tables(recipe.get_mut("stage")) {
+        put(stage)?;
+        tables(stage.get_mut("measure")).try_for_each(put)?;
+    }
+    Ok(())
 }
 
 /// The table that the error says it is in, as far as serde followed it ("in `groups.policy`").
@@ -251,6 +287,16 @@ mod tests {
         let error = read(MINIMAL, &["stage.9.name=x"]).unwrap_err().to_string();
         assert!(error.contains("`9` is not one of 0 to"), "{error}");
         assert!("seed".parse::<Override>().is_err());
+    }
+
+    #[test]
+    fn a_named_rule_stands_for_its_table() {
+        let set = ["reward.component.0.rule=short", "rules.short={ rule = \"length\", max = 3 }"];
+        let recipe = read(MINIMAL, &set).unwrap();
+        let rule = recipe.reward.component[0].rule.as_ref().unwrap();
+        assert_eq!(rule["max"].as_integer(), Some(3));
+        let error = read(MINIMAL, &set[..1]).unwrap_err().to_string();
+        assert!(error.contains("names no [rules.short]; there are: none"), "{error}");
     }
 
     #[test]

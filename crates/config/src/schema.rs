@@ -48,6 +48,9 @@ pub struct Recipe {
     pub sampling: SamplingConfig,
     /// The reinforcement learning algorithm.
     pub algorithm: AlgorithmConfig,
+    /// Rules with names: `rule = "NAME"` stands for `[rules.NAME]` wherever a rule may stand.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub rules: BTreeMap<String, toml::Table>,
     /// What an answer is worth.
     pub reward: RewardConfig,
     /// Commits to disk.
