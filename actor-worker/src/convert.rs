@@ -1,0 +1,199 @@
+//! From requests to the engine's types, checked.
+
+use plumb_engine::{AdamWSettings, EngineSettings, LoadPlan, OldLogProbs, PolicyUpdate};
+use plumb_loss::kl::{Clamps, Kind as KlKind};
+use plumb_loss::policy::{KlTerm, Objective, PolicyTerm, PpoClip};
+use plumb_model::{HeadSpec, ScoreHead};
+use plumb_proto::actor::{
+    EngineSpec, LoadRequest, OptimizerSpec, PolicyLossSpec, ScoreHeadSpec, UpdateRequest,
+};
+use tch::Device;
+use tonic::Status;
+
+/// verl's bound on the log ratio.
+const VERL_LOG_RATIO_BOUND: f64 = 20.0;
+
+/// A refusal that names the field.
+pub(crate) fn invalid(field: &str, problem: impl std::fmt::Display) -> Status {
+    Status::invalid_argument(format!("{field}: {problem}"))
+}
+
+/// `cpu` or `cuda:<index>`.
+///
+/// # Errors
+/// Names what was given.
+pub(crate) fn device(name: &str) -> anyhow::Result<Device> {
+    match name.strip_prefix("cuda:") {
+        _ if name == "cpu" => Ok(Device::Cpu),
+        Some(index) => match index.parse() {
+            Ok(index) => Ok(Device::Cuda(index)),
+            Err(_) => anyhow::bail!("device {name:?}: expected cuda:<index>, for example cuda:0"),
+        },
+        None => anyhow::bail!("device {name:?}: expected cpu or cuda:<index>"),
+    }
+}
+
+/// What to load.
+#[allow(clippy::result_large_err)]
+pub(crate) fn load_plan(request: &LoadRequest, device: Device) -> Result<LoadPlan, Status> {
+    let engine = request.engine.as_ref().ok_or_else(|| invalid("engine", "is missing"))?;
+    let head = match &request.score_head {
+        None => HeadSpec::CausalLm,
+        Some(spec) => HeadSpec::Score(score_head(spec)?),
+    };
+    Ok(LoadPlan {
+        head,
+        head_seed: request.score_head.as_ref().map_or(0, |spec| spec.init_seed),
+        settings: engine_settings(engine, device)?,
+        optimizer: request.optimizer.as_ref().map(optimizer),
+    })
+}
+
+#[allow(clippy::result_large_err)]
+fn engine_settings(spec: &EngineSpec, device: Device) -> Result<EngineSettings, Status> {
+    let precision = |field, name: &str| name.parse().map_err(|error| invalid(field, error));
+    Ok(EngineSettings {
+        compute: precision("engine.compute_dtype", &spec.compute_dtype)?,
+        reduce: precision("engine.reduce_dtype", &spec.reduce_dtype)?,
+        recompute: spec.recompute,
+        reshard_after_forward: spec.reshard_after_forward,
+        micro_batch_tokens: spec.micro_batch_tokens as usize,
+        frozen_layers: spec.frozen_layers as usize,
+        device,
+    })
+}
+
+fn optimizer(spec: &OptimizerSpec) -> AdamWSettings {
+    AdamWSettings {
+        beta1: spec.beta1,
+        beta2: spec.beta2,
+        eps: spec.eps,
+        weight_decay: spec.weight_decay,
+        max_grad_norm: spec.max_grad_norm,
+    }
+}
+
+#[allow(clippy::result_large_err)]
+fn score_head(spec: &ScoreHeadSpec) -> Result<ScoreHead, Status> {
+    match spec.kind.as_str() {
+        "linear" => Ok(ScoreHead::Linear),
+        "mlp" if spec.hidden_dims.is_empty() || spec.hidden_dims.contains(&0) => {
+            let dims = &spec.hidden_dims;
+            Err(invalid("score_head.hidden_dims", format!("{dims:?}; expected widths above 0")))
+        }
+        "mlp" => Ok(ScoreHead::Mlp {
+            hidden_dims: spec.hidden_dims.iter().map(|&dim| i64::from(dim)).collect(),
+        }),
+        other => Err(invalid("score_head.kind", format!("{other:?}; expected linear or mlp"))),
+    }
+}
+
+/// What an update does.
+#[allow(clippy::result_large_err)]
+pub(crate) fn policy_update(request: &UpdateRequest) -> Result<PolicyUpdate, Status> {
+    let loss = request.loss.as_ref().ok_or_else(|| invalid("loss", "is missing"))?;
+    let old_logps = match request.old_logps_source.as_str() {
+        "rollout" => OldLogProbs::Rollout,
+        "recompute" => OldLogProbs::Recomputed,
+        "current" => OldLogProbs::Current,
+        other => {
+            let problem = format!("{other:?}; expected rollout, recompute or current");
+            return Err(invalid("old_logps_source", problem));
+        }
+    };
+    let steps = request.mini_batches.saturating_mul(request.epochs);
+    if old_logps == OldLogProbs::Current && steps > 1 {
+        let problem = format!(
+            "\"current\" makes every ratio 1, which is right for one optimiser step; this update \
+             makes {steps}. Use rollout or recompute"
+        );
+        return Err(invalid("old_logps_source", problem));
+    }
+    Ok(PolicyUpdate {
+        objective: objective(loss)?,
+        norm_tokens: loss.norm_tokens,
+        old_logps,
+        mini_batches: request.mini_batches as usize,
+        epochs: request.epochs as usize,
+        learning_rate: request.learning_rate,
+        temperature: request.temperature,
+    })
+}
+
+#[allow(clippy::result_large_err)]
+fn objective(spec: &PolicyLossSpec) -> Result<Objective, Status> {
+    if spec.kind != "ppo_clip" {
+        return Err(invalid("loss.kind", format!("{:?}; expected ppo_clip", spec.kind)));
+    }
+    let clip = PpoClip {
+        clip_low: spec.clip_low,
+        clip_high: spec.clip_high,
+        dual_clip: (spec.dual_clip != 0.0).then_some(spec.dual_clip),
+        log_ratio_bound: spec.verl_clamps.then_some(VERL_LOG_RATIO_BOUND),
+    };
+    let clamps = if spec.verl_clamps { Clamps::Verl } else { Clamps::Off };
+    let kl = (spec.kl_coef != 0.0).then(|| {
+        let kind: KlKind = spec.kl_kind.parse().map_err(|error| invalid("loss.kl_kind", error))?;
+        Ok::<_, Status>(KlTerm { coef: spec.kl_coef, kind, clamps })
+    });
+    Ok(Objective {
+        policy: PolicyTerm::PpoClip(clip),
+        aggregation: spec.aggregation.parse().map_err(|error| invalid("loss.aggregation", error))?,
+        kl: kl.transpose()?,
+        entropy_coef: spec.entropy_coef,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn update() -> UpdateRequest {
+        UpdateRequest {
+            loss: Some(PolicyLossSpec {
+                kind: "ppo_clip".into(),
+                clip_low: 0.2,
+                clip_high: 0.28,
+                dual_clip: 3.0,
+                kl_coef: 0.01,
+                kl_kind: "k3".into(),
+                verl_clamps: true,
+                aggregation: "token-mean".into(),
+                ..PolicyLossSpec::default()
+            }),
+            mini_batches: 2,
+            epochs: 1,
+            learning_rate: 1e-6,
+            temperature: 1.0,
+            old_logps_source: "rollout".into(),
+            ..UpdateRequest::default()
+        }
+    }
+
+    #[test]
+    fn an_update_keeps_every_setting() {
+        let converted = policy_update(&update()).unwrap();
+        let PolicyTerm::PpoClip(clip) = converted.objective.policy else { panic!("another term") };
+        assert_eq!((clip.clip_high, clip.dual_clip, clip.log_ratio_bound), (0.28, Some(3.0), Some(20.0)));
+        let kl = converted.objective.kl.unwrap();
+        assert_eq!((kl.coef, kl.kind, kl.clamps), (0.01, KlKind::K3, Clamps::Verl));
+        assert_eq!((converted.mini_batches, converted.old_logps), (2, OldLogProbs::Rollout));
+    }
+
+    #[test]
+    fn wrong_values_are_named() {
+        let refused = |change: fn(&mut UpdateRequest)| {
+            let mut request = update();
+            change(&mut request);
+            policy_update(&request).unwrap_err().message().to_owned()
+        };
+        let message = refused(|r| r.old_logps_source = "latest".into());
+        assert!(message.contains("latest") && message.contains("recompute"), "{message}");
+        let message = refused(|r| r.old_logps_source = "current".into());
+        assert!(message.contains("makes 2"), "{message}");
+        let message = refused(|r| r.loss.as_mut().unwrap().aggregation = "mean".into());
+        assert!(message.contains("loss.aggregation") && message.contains("mean"), "{message}");
+        assert!(device("gpu").unwrap_err().to_string().contains("gpu"));
+        assert_eq!(device("cuda:1").unwrap(), Device::Cuda(1));
+    }
+}

@@ -1,0 +1,335 @@
+//! The RPCs of an actor worker. Each fetches what it needs, runs once per call context, and does
+//! its tensor work on the device thread.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Instant;
+
+use plumb_algo::kl::{Clamps, Kind as KlKind};
+use plumb_engine::{EngineError, FileDigest, ShardedModel, TextPair};
+use plumb_proto::actor::actor_service_server::ActorService;
+use plumb_proto::actor::{
+    self, CheckpointFile, ExportRequest, ExportResponse, LoadCheckpointRequest,
+    LoadCheckpointResponse, LoadRequest, LoadResponse, LogProbsRequest, LogProbsResponse, PairScore,
+    PublishRequest, PublishResponse, SampleKl, SaveCheckpointRequest, SaveCheckpointResponse,
+    ScorePairsRequest, ScorePairsResponse, TrainPairsRequest, TrainPairsResponse, UpdateRequest,
+    UpdateResponse, WeightBucket,
+};
+use plumb_proto::object::{LogProbBatch, LogProbs};
+use plumb_proto::worker::CallContext;
+use plumb_runtime::{DeviceThread, Idempotent, WorkerContext};
+use tonic::{Request, Response, Status};
+
+use crate::advantage::TokenAdvantages;
+use crate::convert::{self, invalid};
+use crate::groups::Groups;
+use crate::role::{ActorRole, status};
+use crate::samples;
+
+/// Serves [`ActorService`].
+pub(crate) struct ActorServer {
+    worker: Arc<ActorCalls>,
+    loads: Idempotent<LoadResponse>,
+    log_probs: Idempotent<LogProbsResponse>,
+    updates: Idempotent<UpdateResponse>,
+    pair_steps: Idempotent<TrainPairsResponse>,
+    pair_scores: Idempotent<ScorePairsResponse>,
+    publications: Idempotent<PublishResponse>,
+    saves: Idempotent<SaveCheckpointResponse>,
+    restores: Idempotent<LoadCheckpointResponse>,
+    exports: Idempotent<ExportResponse>,
+}
+
+impl ActorServer {
+    /// A server over a device thread.
+    pub(crate) fn new(
+        context: WorkerContext,
+        device: DeviceThread<ActorRole>,
+        groups: Arc<Groups>,
+    ) -> Self {
+        Self {
+            loads: context.idempotent(),
+            log_probs: context.idempotent(),
+            updates: context.idempotent(),
+            pair_steps: context.idempotent(),
+            pair_scores: context.idempotent(),
+            publications: context.idempotent(),
+            saves: context.idempotent(),
+            restores: context.idempotent(),
+            exports: context.idempotent(),
+            worker: Arc::new(ActorCalls { context, device, groups }),
+        }
+    }
+}
+
+/// One RPC: unwrap, run once, wrap.
+macro_rules! once {
+    ($self:ident, $cache:ident, $request:ident, $method:ident) => {{
+        let request = $request.into_inner();
+        let worker = Arc::clone(&$self.worker);
+        let context = request.context.clone();
+        let run = $self.$cache.run(context, |call| async move { worker.$method(call, request).await });
+        Ok(Response::new(run.await?))
+    }};
+}
+
+#[tonic::async_trait]
+impl ActorService for ActorServer {
+    async fn load(&self, request: Request<LoadRequest>) -> Result<Response<LoadResponse>, Status> {
+        once!(self, loads, request, load)
+    }
+
+    async fn log_probs(
+        &self,
+        request: Request<LogProbsRequest>,
+    ) -> Result<Response<LogProbsResponse>, Status> {
+        once!(self, log_probs, request, log_probs)
+    }
+
+    async fn update(
+        &self,
+        request: Request<UpdateRequest>,
+    ) -> Result<Response<UpdateResponse>, Status> {
+        once!(self, updates, request, update)
+    }
+
+    async fn train_pairs(
+        &self,
+        request: Request<TrainPairsRequest>,
+    ) -> Result<Response<TrainPairsResponse>, Status> {
+        once!(self, pair_steps, request, train_pairs)
+    }
+
+    async fn score_pairs(
+        &self,
+        request: Request<ScorePairsRequest>,
+    ) -> Result<Response<ScorePairsResponse>, Status> {
+        once!(self, pair_scores, request, score_pairs)
+    }
+
+    async fn publish(
+        &self,
+        request: Request<PublishRequest>,
+    ) -> Result<Response<PublishResponse>, Status> {
+        once!(self, publications, request, publish)
+    }
+
+    async fn save_checkpoint(
+        &self,
+        request: Request<SaveCheckpointRequest>,
+    ) -> Result<Response<SaveCheckpointResponse>, Status> {
+        once!(self, saves, request, save_checkpoint)
+    }
+
+    async fn load_checkpoint(
+        &self,
+        request: Request<LoadCheckpointRequest>,
+    ) -> Result<Response<LoadCheckpointResponse>, Status> {
+        once!(self, restores, request, load_checkpoint)
+    }
+
+    async fn export(
+        &self,
+        request: Request<ExportRequest>,
+    ) -> Result<Response<ExportResponse>, Status> {
+        once!(self, exports, request, export)
+    }
+}
+
+/// The bodies of the RPCs.
+struct ActorCalls {
+    context: WorkerContext,
+    device: DeviceThread<ActorRole>,
+    groups: Arc<Groups>,
+}
+
+impl ActorCalls {
+    /// Runs on the loaded model.
+    async fn on_model<R: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut ShardedModel) -> Result<R, EngineError> + Send + 'static,
+    ) -> Result<R, Status> {
+        self.device.run(move |role| work(role.model()?).map_err(status)).await?
+    }
+
+    async fn load(&self, _: CallContext, request: LoadRequest) -> Result<LoadResponse, Status> {
+        let version = request.policy_version;
+        let loaded = self.device.run(move |role| {
+            let plan = convert::load_plan(&request, role.device())?;
+            role.load(&PathBuf::from(&request.model_path), plan, &request.group, version)
+        });
+        let (parameters, shard_bytes) = loaded.await??;
+        self.groups.set_policy_version(version);
+        tracing::info!(parameters, shard_bytes, "model loaded");
+        Ok(LoadResponse { parameters, shard_bytes })
+    }
+
+    async fn log_probs(
+        &self,
+        call: CallContext,
+        request: LogProbsRequest,
+    ) -> Result<LogProbsResponse, Status> {
+        let kind = match request.kl_kind.as_str() {
+            "" => None,
+            name => Some(name.parse::<KlKind>().map_err(|error| invalid("kl_kind", error))?),
+        };
+        let all = samples::fetch_samples(&self.context, &request.samples).await?;
+        let temperature = request.temperature;
+        let (all, rows) = self
+            .on_model(move |model| {
+                let rows = plumb_engine::log_probs(model, &all, temperature)?;
+                Ok((all, rows))
+            })
+            .await?;
+        let mut batch = LogProbBatch::default();
+        let (mut kl, mut tokens) = (Vec::new(), 0);
+        for row in rows {
+            let sample = &all[row.index];
+            tokens += row.logps.len() as u64;
+            if let Some(kind) = kind {
+                let pairs = sample.rollout_logps.iter().zip(&row.logps);
+                let estimate = |(&sampler, &here): (&f32, &f32)| {
+                    kind.estimate(Clamps::Off, f64::from(sampler), f64::from(here))
+                };
+                kl.push(SampleKl {
+                    sample_id: sample.id.clone(),
+                    kl_sum: pairs.map(estimate).sum(),
+                    tokens: row.logps.len() as u32,
+                });
+            }
+            batch.rows.push(LogProbs { sample_id: sample.id.clone(), logps: row.logps });
+        }
+        let name = format!("{}/{}/{}/logps", call.phase, call.shard, call.attempt);
+        let logps = self.context.objects().put_message(call.step, &name, &batch)?;
+        Ok(LogProbsResponse { logps: Some(logps), kl, tokens })
+    }
+
+    async fn update(
+        &self,
+        _: CallContext,
+        request: UpdateRequest,
+    ) -> Result<UpdateResponse, Status> {
+        let update = convert::policy_update(&request)?;
+        let layout = TokenAdvantages::new(request.token_advantage.as_ref())?;
+        let inputs = samples::fetch_inputs(&self.context, &request).await?;
+        let samples = samples::join(inputs, &request.advantages, &layout, &update)?;
+        let policy_version = request.policy_version;
+        let updated = self.device.run(move |role| {
+            role.check_next(policy_version)?;
+            let metrics = plumb_engine::update_policy(role.model()?, &samples, &update);
+            let metrics = metrics.map_err(status)?;
+            role.set_policy_version(policy_version);
+            Ok::<_, Status>(metrics)
+        });
+        let metrics = updated.await??.into_iter().collect();
+        self.groups.set_policy_version(policy_version);
+        Ok(UpdateResponse { metrics, policy_version })
+    }
+
+    async fn train_pairs(
+        &self,
+        _: CallContext,
+        request: TrainPairsRequest,
+    ) -> Result<TrainPairsResponse, Status> {
+        let (rate, regularization) = (request.learning_rate, request.regularization);
+        let pairs = text_pairs(request.pairs);
+        let metrics = self
+            .on_model(move |model| plumb_engine::train_pairs(model, &pairs, rate, regularization))
+            .await?;
+        Ok(TrainPairsResponse { metrics: metrics.into_iter().collect() })
+    }
+
+    async fn score_pairs(
+        &self,
+        _: CallContext,
+        request: ScorePairsRequest,
+    ) -> Result<ScorePairsResponse, Status> {
+        let pairs = text_pairs(request.pairs);
+        let scores = self
+            .on_model(move |model| {
+                let rows = plumb_engine::score_pairs(model, &pairs)?;
+                let score = |row: plumb_engine::PairScores| PairScore {
+                    id: pairs[row.index].id.clone(),
+                    better: row.better,
+                    worse: row.worse,
+                };
+                Ok(rows.into_iter().map(score).collect())
+            })
+            .await?;
+        Ok(ScorePairsResponse { scores })
+    }
+
+    async fn publish(
+        &self,
+        _: CallContext,
+        request: PublishRequest,
+    ) -> Result<PublishResponse, Status> {
+        let policy_version = request.policy_version;
+        let started = Instant::now();
+        let sent = self.device.run(move |role| {
+            let held = role.policy_version();
+            if held != policy_version {
+                return Err(Status::failed_precondition(format!(
+                    "policy version {policy_version} was asked for, this worker holds {held}"
+                )));
+            }
+            let (model, receivers) = role.model_and_group(&request.group)?;
+            model.publish(receivers, policy_version).map_err(status)
+        });
+        let bucket = |bucket: plumb_engine::publish::Bucket| WeightBucket {
+            name: bucket.name,
+            bytes: bucket.bytes,
+            digest: bucket.digest,
+        };
+        let buckets = sent.await??.into_iter().map(bucket).collect();
+        Ok(PublishResponse { policy_version, buckets, seconds: started.elapsed().as_secs_f64() })
+    }
+
+    async fn save_checkpoint(
+        &self,
+        _: CallContext,
+        request: SaveCheckpointRequest,
+    ) -> Result<SaveCheckpointResponse, Status> {
+        let folder = PathBuf::from(request.folder);
+        let files = self.on_model(move |model| model.save_checkpoint(&folder)).await?;
+        let file = |FileDigest { name, bytes, digest }| CheckpointFile { name, bytes, digest };
+        Ok(SaveCheckpointResponse { files: files.into_iter().map(file).collect() })
+    }
+
+    async fn load_checkpoint(
+        &self,
+        _: CallContext,
+        request: LoadCheckpointRequest,
+    ) -> Result<LoadCheckpointResponse, Status> {
+        let policy_version = request.policy_version;
+        let loaded = self.device.run(move |role| {
+            let folder = PathBuf::from(request.folder);
+            let manifest = role.model()?.load_checkpoint(&folder).map_err(status)?;
+            role.set_policy_version(policy_version);
+            Ok::<_, Status>(manifest.optimizer_step)
+        });
+        let optimizer_step = loaded.await??;
+        self.groups.set_policy_version(policy_version);
+        Ok(LoadCheckpointResponse { optimizer_step })
+    }
+
+    async fn export(
+        &self,
+        _: CallContext,
+        request: ExportRequest,
+    ) -> Result<ExportResponse, Status> {
+        let precision = request.dtype.parse().map_err(|error| invalid("dtype", error))?;
+        let folder = PathBuf::from(request.folder);
+        let bytes = self.on_model(move |model| model.export(&folder, precision)).await?;
+        Ok(ExportResponse { bytes })
+    }
+}
+
+fn text_pairs(pairs: Vec<actor::TextPair>) -> Vec<TextPair> {
+    let convert = |pair: actor::TextPair| TextPair {
+        id: pair.id,
+        better_ids: pair.better_ids,
+        worse_ids: pair.worse_ids,
+    };
+    pairs.into_iter().map(convert).collect()
+}
