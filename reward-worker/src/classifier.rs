@@ -88,19 +88,13 @@ impl Classifier {
         for batch in packing::batches(&lengths, spec.micro_batch_tokens) {
             let results = self.batch(&sequences, &batch, deadline);
             for (index, result) in batch.into_iter().zip(results) {
-                outcomes[places[index]] =
-                    result.and_then(|raw| finite(spec.transform.apply(raw)));
+                outcomes[places[index]] = result.and_then(|raw| finite(spec.transform.apply(raw)));
             }
         }
         outcomes
     }
 
-    fn batch(
-        &self,
-        sequences: &[Vec<u32>],
-        batch: &[usize],
-        deadline: &Deadline,
-    ) -> Vec<Outcome> {
+    fn batch(&self, sequences: &[Vec<u32>], batch: &[usize], deadline: &Deadline) -> Vec<Outcome> {
         if let Some(late) = deadline.passed() {
             return vec![Err(late); batch.len()];
         }
@@ -159,8 +153,7 @@ impl Classifier {
             role: role.to_owned(),
             content: content.to_owned(),
         };
-        let messages =
-            [message("user", &sample.question), message("assistant", &sample.response)];
+        let messages = [message("user", &sample.question), message("assistant", &sample.response)];
         let text = template.render(&messages, false).map_err(|e| e.to_string())?;
         self.tokenizer.encode(&text, false).map_err(|e| e.to_string())
     }

@@ -64,7 +64,7 @@ fn by_hand(model: &Classifier, ids: &[u32]) -> f64 {
     for layer in params.chunks(2) {
         x_h = layer[0].mv(&x_h);
         if let Some(bias) = layer.get(1) {
-            x_h = x_h + bias;
+            x_h += bias;
         }
         if layer[0].size()[0] > 1 {
             x_h = x_h.maximum(&(&x_h * 0.01));
@@ -144,8 +144,7 @@ fn what_comes_up_after_the_deadline_is_an_error() {
 #[test]
 fn components_of_one_model_share_its_weights() {
     let fixture = fixture(ScoreHead::Linear);
-    let negated =
-        ClassifierSpec { transform: Transform::SigmoidNegated, ..spec(&fixture.folder) };
+    let negated = ClassifierSpec { transform: Transform::SigmoidNegated, ..spec(&fixture.folder) };
     let mut models = Models::new(Device::Cpu);
     let both = [component("a", spec(&fixture.folder)), component("b", negated)];
     let parameters = models.load(&both).unwrap();
@@ -162,9 +161,7 @@ fn folders_that_cannot_be_used_are_named_and_leave_what_was_loaded() {
     let mut models = Models::new(Device::Cpu);
     models.load(&[component("a", spec(&fixture.folder))]).unwrap();
     let mut error = |folder: &Path| {
-        let text = plumb_runtime::chain(
-            &models.load(&[component("b", spec(folder))]).unwrap_err(),
-        );
+        let text = plumb_runtime::chain(&models.load(&[component("b", spec(folder))]).unwrap_err());
         assert_eq!(models.len(), 1);
         text
     };

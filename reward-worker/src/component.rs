@@ -294,6 +294,9 @@ mod tests {
             ..classifier("a")
         };
         let text = error(vec![rule]);
-        assert!(text.starts_with("reward component \"a\": ") && text.contains("no_such_rule"), "{text}");
+        assert!(
+            text.starts_with("reward component \"a\": ") && text.contains("no_such_rule"),
+            "{text}"
+        );
     }
 }

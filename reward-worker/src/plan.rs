@@ -67,11 +67,12 @@ impl Plan {
         }
         let mut by_component = vec![Vec::new(); components.len()];
         for (place, sample) in samples.iter().enumerate() {
-            let needed = mixes.get(sample.label.as_str()).ok_or_else(|| PlanError::UnknownLabel {
-                sample: sample.id.clone(),
-                label: sample.label.clone(),
-                listed: mixes.keys().map(|label| (*label).to_owned()).collect(),
-            })?;
+            let needed =
+                mixes.get(sample.label.as_str()).ok_or_else(|| PlanError::UnknownLabel {
+                    sample: sample.id.clone(),
+                    label: sample.label.clone(),
+                    listed: mixes.keys().map(|label| (*label).to_owned()).collect(),
+                })?;
             for component in needed {
                 // A component that a label names twice is still computed once.
                 if by_component[*component].last() != Some(&place) {

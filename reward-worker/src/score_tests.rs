@@ -11,7 +11,11 @@ use crate::tiny_model::{self, sample};
 use crate::transform::Transform;
 
 fn rule(name: &str, json: &str, timeout: Duration) -> Component {
-    Component { name: name.into(), timeout, kind: Kind::Rule(Box::new(Rule::from_json(json).unwrap())) }
+    Component {
+        name: name.into(),
+        timeout,
+        kind: Kind::Rule(Box::new(Rule::from_json(json).unwrap())),
+    }
 }
 
 const SHORT: &str = r#"{"rule": "length", "unit": "words", "min": 1, "max": 2}"#;
@@ -52,8 +56,7 @@ async fn each_sample_gets_the_components_of_its_label() {
     let mut general = sample("g", &[1], &[2, 3, 4]);
     general.label = "general".into();
     let samples = Arc::new(vec![sample("s", &[1], &[2, 3]), general]);
-    let labels =
-        [mix("safety", &["safe", "unsafe", "short"]), mix("general", &["short", "late"])];
+    let labels = [mix("safety", &["safe", "unsafe", "short"]), mix("general", &["short", "late"])];
     let names: Vec<String> = components.iter().map(|c| c.name.clone()).collect();
     let plan = Plan::new(&names, &labels, &samples).unwrap();
     let scores = score(&components, &models, samples, &plan).await.unwrap();

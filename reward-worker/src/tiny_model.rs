@@ -96,9 +96,7 @@ pub(crate) fn write_texts(folder: &Path, letter: &str) {
 
 /// A sample that the tiny tokenizer wrote; the response ends with the end-of-sequence token.
 pub(crate) fn sample(id: &str, prompt: &[u32], response: &[u32]) -> Sample {
-    let text = |ids: &[u32]| {
-        ids.iter().map(|id| format!("w{id}")).collect::<Vec<_>>().join(" ")
-    };
+    let text = |ids: &[u32]| ids.iter().map(|id| format!("w{id}")).collect::<Vec<_>>().join(" ");
     Sample {
         id: id.into(),
         label: "safety".into(),

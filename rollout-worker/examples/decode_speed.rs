@@ -16,7 +16,8 @@ use plumb_rollout_worker::request::{Generation, Loading};
 use plumb_rollout_worker::state::State;
 use tch::{Device, Kind};
 
-const TEXT: &str = "Explain in a few sentences why the sky is blue, and what colour it has on Mars.";
+const TEXT: &str =
+    "Explain in a few sentences why the sky is blue, and what colour it has on Mars.";
 
 fn main() -> anyhow::Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();

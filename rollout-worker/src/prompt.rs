@@ -147,8 +147,7 @@ impl Texts {
     /// token.
     #[must_use]
     pub fn stop_rules(&self, stop: &[String], ignore_eos: bool) -> StopRules {
-        let eos_ids =
-            if ignore_eos { Vec::new() } else { self.tokenizer.eos_ids().to_vec() };
+        let eos_ids = if ignore_eos { Vec::new() } else { self.tokenizer.eos_ids().to_vec() };
         let mut rules = StopRules { eos_ids, ..StopRules::default() };
         for text in stop {
             match self.tokenizer.token_id(text) {

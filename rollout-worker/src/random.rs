@@ -80,8 +80,7 @@ mod tests {
                 cells[(stream.uniform(position) * 10.0) as usize] += 1;
             }
         }
-        let chi_square: f64 =
-            cells.iter().map(|&n| (f64::from(n) - 400.0).powi(2) / 400.0).sum();
+        let chi_square: f64 = cells.iter().map(|&n| (f64::from(n) - 400.0).powi(2) / 400.0).sum();
         assert!(chi_square < 27.88, "chi-square {chi_square} over cells {cells:?}");
     }
 }

@@ -159,8 +159,10 @@ mod tests {
         let none = rollout::LoadRequest { max_sequences: 0, ..load() };
         assert_eq!(load_error(&none), "max_sequences is 0: at least 1");
         assert!(load_error(&rollout::LoadRequest { kv_cache_bytes: 0, ..load() }).contains("kv_"));
-        assert!(load_error(&rollout::LoadRequest { model_path: String::new(), ..load() })
-            .starts_with("model_path is empty"));
+        assert!(
+            load_error(&rollout::LoadRequest { model_path: String::new(), ..load() })
+                .starts_with("model_path is empty")
+        );
     }
 
     #[test]
@@ -186,9 +188,6 @@ mod tests {
         assert!(error(none).starts_with("sampling is missing"));
         let hot = rollout::SamplingParams { temperature: -1.0, ..sampling };
         let hot = rollout::GenerateRequest { sampling: Some(hot), ..request };
-        assert_eq!(
-            error(hot),
-            "sampling.temperature = -1 is out of range: a finite number >= 0"
-        );
+        assert_eq!(error(hot), "sampling.temperature = -1 is out of range: a finite number >= 0");
     }
 }

@@ -11,9 +11,7 @@ use plumb_model::{ChatTemplate, ModelError, Tokenizer, Weights};
 use plumb_proto::actor::WeightBucket;
 use tch::Device;
 
-use crate::engine::{
-    Collected, Engine, EngineError, Limits, Native, Request, RequestId,
-};
+use crate::engine::{Collected, Engine, EngineError, Limits, Native, Request, RequestId};
 use crate::prompt::{PromptError, Texts};
 use crate::request::{Generation, Loading};
 use crate::weights::{ActivationError, Staged, take_verified};
@@ -64,7 +62,7 @@ pub enum StateError {
         /// The group.
         group: String,
         /// Why.
-        source: plumb_engine::EngineError,
+        source: Box<plumb_engine::EngineError>,
     },
     /// Weights that do not fit the model.
     #[error("weights of version {version}: {source}")]
@@ -177,7 +175,11 @@ impl State {
             native.kind(),
             self.device,
         )
-        .map_err(|source| StateError::Receive { version, group: group.to_owned(), source })?;
+        .map_err(|source| StateError::Receive {
+            version,
+            group: group.to_owned(),
+            source: Box::new(source),
+        })?;
         let buckets: Vec<WeightBucket> = received
             .buckets
             .into_iter()
@@ -217,8 +219,9 @@ impl State {
         if generation.version != live {
             return Err(StateError::Version { asked: generation.version, live });
         }
-        let Generation { prompts, max_prompt_tokens, samples_per_prompt, sampling, seed, step, .. } =
-            generation;
+        let Generation {
+            prompts, max_prompt_tokens, samples_per_prompt, sampling, seed, step, ..
+        } = generation;
         let prompts = loaded.texts.encode_all(prompts, max_prompt_tokens)?;
         let stop = loaded.texts.stop_rules(&sampling.stop, sampling.ignore_eos);
         let request = Request { prompts, samples_per_prompt, sampling, stop, seed, step };

@@ -126,10 +126,7 @@ fn we_1_a_digest_mismatch_leaves_the_old_version_live() {
 fn generation_with_a_version_that_is_not_live_is_refused_by_name() {
     let (mut state, _folder) = loaded();
     let error = state.submit(generation(5)).unwrap_err();
-    assert_eq!(
-        error.to_string(),
-        "generation with policy version 5 is refused: version 0 is live"
-    );
+    assert_eq!(error.to_string(), "generation with policy version 5 is refused: version 0 is live");
 }
 
 #[test]
@@ -165,10 +162,7 @@ fn prompts_that_cannot_be_answered_are_named() {
         error(|g| g.max_prompt_tokens = 1),
         "prompt p has 2 tokens, max_prompt_tokens is 1: shorten it or raise the limit"
     );
-    assert_eq!(
-        error(|g| g.prompts.push(g.prompts[0].clone())),
-        "prompt p is given twice"
-    );
+    assert_eq!(error(|g| g.prompts.push(g.prompts[0].clone())), "prompt p is given twice");
     assert_eq!(
         error(|g| g.prompts[0].messages.clear()),
         "prompt p has neither messages nor a text"

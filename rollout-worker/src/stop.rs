@@ -56,10 +56,9 @@ impl StopScanner {
         detokenizer: &dyn Detokenizer,
         response_ids: &[u32],
     ) -> bool {
-        let (Some(before), Some(window)) = (
-            response_ids.get(self.window_start..self.read),
-            response_ids.get(self.window_start..),
-        ) else {
+        let (Some(before), Some(window)) =
+            (response_ids.get(self.window_start..self.read), response_ids.get(self.window_start..))
+        else {
             return false;
         };
         let before = detokenizer.text(before);
@@ -106,7 +105,10 @@ mod tests {
     }
 
     fn strings(list: &[&str]) -> StopRules {
-        StopRules { strings: list.iter().map(|s| (*s).to_owned()).collect(), ..StopRules::default() }
+        StopRules {
+            strings: list.iter().map(|s| (*s).to_owned()).collect(),
+            ..StopRules::default()
+        }
     }
 
     #[test]

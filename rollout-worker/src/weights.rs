@@ -174,8 +174,7 @@ mod tests {
              block-0001, 8 bytes, cc"
         );
         assert!(slot.is_none(), "what is proved wrong is dropped");
-        let missing =
-            take_verified(&mut staged(3), PolicyVersion(2), PolicyVersion(3), &sent[..1]);
+        let missing = take_verified(&mut staged(3), PolicyVersion(2), PolicyVersion(3), &sent[..1]);
         assert!(matches!(missing, Err(ActivationError::BucketCount { received: 2, sent: 1, .. })));
     }
 

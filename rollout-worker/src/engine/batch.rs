@@ -46,9 +46,9 @@ impl<F: Forward> Engine<F> {
             if let Some(group) = self.groups.get(&sequence.group) {
                 // The newest token is not in the cache yet.
                 let cached = group.prompt.ids.len() + sequence.response_tokens().saturating_sub(1);
-                self.forward
-                    .copy_prefix(last, &[free], cached)
-                    .map_err(|source| EngineError::Forward { pass: "move of a sequence", source })?;
+                self.forward.copy_prefix(last, &[free], cached).map_err(|source| {
+                    EngineError::Forward { pass: "move of a sequence", source }
+                })?;
             }
             self.slots[free] = Some(sequence);
         }
@@ -57,7 +57,11 @@ impl<F: Forward> Engine<F> {
 
     /// Draws the next token of the sequences in `slots` from `logits_bv` (`[B, V]`, a row for each
     /// slot) and lets go of those that end with it.
-    pub(super) fn extend(&mut self, slots: &[usize], logits_bv: &Tensor) -> Result<(), EngineError> {
+    pub(super) fn extend(
+        &mut self,
+        slots: &[usize],
+        logits_bv: &Tensor,
+    ) -> Result<(), EngineError> {
         for (distribution, places) in self.alike(slots) {
             let uniforms: Vec<f64> = places
                 .iter()
@@ -68,8 +72,7 @@ impl<F: Forward> Engine<F> {
                 logits_bv.shallow_clone()
             } else {
                 let index: Vec<i64> = places.iter().map(|place| *place as i64).collect();
-                logits_bv
-                    .index_select(0, &Tensor::from_slice(&index).to_device(logits_bv.device()))
+                logits_bv.index_select(0, &Tensor::from_slice(&index).to_device(logits_bv.device()))
             };
             let drawn = sampler::draw(&chosen_bv, distribution, &uniforms)
                 .map_err(|error| self.name_not_finite(slots[places[error.row]]))?;
@@ -123,9 +126,7 @@ impl<F: Forward> Engine<F> {
         group.finished.sort_by_key(|sample| sample.index);
         if let Some(outbox) = self.requests.get_mut(&group.request) {
             outbox.open_groups -= 1;
-            outbox
-                .finished
-                .push(FinishedGroup { prompt: group.prompt, samples: group.finished });
+            outbox.finished.push(FinishedGroup { prompt: group.prompt, samples: group.finished });
         }
     }
 }

@@ -2,7 +2,9 @@
 
 use std::path::Path;
 
-use plumb_model::{BlockSpec, Decoder, HeadSpec, KvCache, ModelConfig, ModelError, Packed, Weights};
+use plumb_model::{
+    BlockSpec, Decoder, HeadSpec, KvCache, ModelConfig, ModelError, Packed, Weights,
+};
 use tch::{Device, Kind, Tensor};
 
 use super::{Forward, ForwardError, Row};
@@ -83,9 +85,7 @@ impl Forward for Native {
     fn kv_bytes_per_token(&self) -> u64 {
         let config = self.decoder.config();
         let width = (config.num_key_value_heads * config.head_dim) as u64;
-        2 * width
-            * config.num_hidden_layers as u64
-            * self.weights.kind().elt_size_in_bytes() as u64
+        2 * width * config.num_hidden_layers as u64 * self.weights.kind().elt_size_in_bytes() as u64
     }
 
     fn allocate(&mut self, slots: usize, tokens: usize) -> Result<(), ForwardError> {
@@ -106,7 +106,12 @@ impl Forward for Native {
         Ok(self.decoder.output(&self.weights, &hidden_nh.f_index_select(0, &last_b)?)?)
     }
 
-    fn copy_prefix(&mut self, from: usize, to: &[usize], tokens: usize) -> Result<(), ForwardError> {
+    fn copy_prefix(
+        &mut self,
+        from: usize,
+        to: &[usize],
+        tokens: usize,
+    ) -> Result<(), ForwardError> {
         Ok(Self::cache(&mut self.cache)?.copy_prefix(from, to, tokens)?)
     }
 

@@ -108,7 +108,8 @@ fn recorded_log_probs_are_those_of_a_forward_pass_over_the_whole_sequence() {
             let ids = [prompt.ids.as_slice(), &sample.response_ids].concat();
             let packed = Packed::new(&[&ids]).unwrap();
             let hidden_nh = decoder.forward(&weights, &packed).unwrap();
-            let logp_nv = decoder.output(&weights, &hidden_nh).unwrap().log_softmax(-1, Kind::Float);
+            let logp_nv =
+                decoder.output(&weights, &hidden_nh).unwrap().log_softmax(-1, Kind::Float);
             for (t, (token, logp)) in sample.response_ids.iter().zip(&sample.logps).enumerate() {
                 let row = (prompt.ids.len() + t - 1) as i64;
                 let expected = logp_nv.double_value(&[row, i64::from(*token)]);

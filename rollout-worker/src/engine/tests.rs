@@ -131,7 +131,10 @@ fn request(prompts: Vec<EncodedPrompt>, samples: u32, temperature: f64) -> Reque
     }
 }
 
-fn run(engine: &mut Engine<HashModel>, requests: Vec<Request>) -> BTreeMap<String, Vec<FinishedSample>> {
+fn run(
+    engine: &mut Engine<HashModel>,
+    requests: Vec<Request>,
+) -> BTreeMap<String, Vec<FinishedSample>> {
     let ids: Vec<RequestId> = requests.into_iter().map(|r| engine.submit(r).unwrap()).collect();
     let mut open = ids;
     let mut samples = BTreeMap::new();
@@ -208,7 +211,8 @@ fn the_batch_is_one_run_of_slots_though_sequences_leave() {
 #[test]
 fn ro_3_each_token_carries_the_version_that_wrote_it() {
     let mut engine = engine(1);
-    let request = Request { stop: StopRules::default(), ..request(vec![prompt("p", &[3])], 1, 1.0) };
+    let request =
+        Request { stop: StopRules::default(), ..request(vec![prompt("p", &[3])], 1, 1.0) };
     let id = engine.submit(request).unwrap();
     engine.step();
     engine.step();
@@ -231,10 +235,8 @@ fn a_response_ends_at_eos_at_a_stop_string_or_with_the_context() {
     assert!(eos.clone().count() > 0);
     assert!(eos.into_iter().all(|s| s.response_ids.last() == Some(&EOS)));
 
-    let endless = Request {
-        stop: StopRules::default(),
-        ..request(vec![prompt("p", &[3, 4])], 1, 0.0)
-    };
+    let endless =
+        Request { stop: StopRules::default(), ..request(vec![prompt("p", &[3, 4])], 1, 0.0) };
     let free = run(&mut engine(1), vec![endless]);
     let text = &free["p"][0].text;
     let stop = StopRules { strings: vec![text[2..4].to_owned()], ..StopRules::default() };

@@ -22,12 +22,9 @@ pub(super) fn draw(mass_bv: &Tensor, u_b1: &Tensor) -> (Tensor, Tensor, Tensor) 
     let (rows, width) = mass_bv.size2().unwrap_or_default();
     let chunks = (width + CHUNK - 1) / CHUNK;
     let padding = chunks * CHUNK - width;
-    let mass_bcn = if padding == 0 {
-        mass_bv.contiguous()
-    } else {
-        mass_bv.constant_pad_nd([0, padding])
-    }
-    .view([rows, chunks, CHUNK]);
+    let mass_bcn =
+        if padding == 0 { mass_bv.contiguous() } else { mass_bv.constant_pad_nd([0, padding]) }
+            .view([rows, chunks, CHUNK]);
 
     let chunk_mass_bc = mass_bcn.sum_dim_intlist(-1, false, Kind::Float).to_kind(Kind::Double);
     let up_to_bc = chunk_mass_bc.cumsum(-1, Kind::Double);

@@ -28,8 +28,7 @@ pub(super) fn truncate(logits_bv: &Tensor, top_k: Option<i64>, top_p: f64) -> Ke
     loop {
         let (logits_bk, token_bk) = logits_bv.topk(candidates, -1, true, true);
         let share_bk = (logits_bk - &normaliser_b1).exp();
-        let covered =
-            share_bk.sum_dim_intlist(-1, false, Kind::Double).min().double_value(&[]);
+        let covered = share_bk.sum_dim_intlist(-1, false, Kind::Double).min().double_value(&[]);
         // A NaN row never covers; the whole vocabulary ends the search and the caller's check of
         // the total names the row.
         if covered >= top_p || candidates == vocabulary {
