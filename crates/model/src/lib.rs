@@ -13,19 +13,25 @@
 //!   [`Decoder::score`] are the forward pass, differentiable in parameters and inputs.
 //! - [`Weights`], [`KvCache`], [`Decoder::prefill`] and [`Decoder::decode`] generate.
 //! - [`export::Writer`] writes a folder that transformers loads.
+//! - [`Tokenizer`] and [`ChatTemplate`] turn conversations into ids and back.
+//! - [`import::import`] reads GGUF and llama2.c files; [`hub::resolve`] finds or fetches a model.
 //!
 //! Shape legend: N packed tokens, B sequences, H hidden size, V vocabulary, Q query heads,
 //! K key/value heads, D head dimension, L cached tokens, I intermediate size.
 
 mod attention;
 mod block;
+pub mod chat_template;
 mod config;
 mod config_fields;
 mod decoder;
 mod error;
 pub mod export;
 mod generate;
+pub mod hub;
+pub mod import;
 pub mod init;
+mod json_file;
 mod kv_cache;
 mod layer;
 mod packed;
@@ -33,15 +39,18 @@ mod resident;
 mod rope;
 mod score_head;
 mod tensor_source;
+pub mod tokenizer;
 
+pub use chat_template::ChatTemplate;
 pub use block::{BlockKind, BlockSpec, ParamSpec};
 pub use config::{Architecture, ModelConfig};
 pub use decoder::Decoder;
 pub use error::ModelError;
 pub use init::{random_blocks, score_head as new_score_head};
 pub use kv_cache::KvCache;
-pub use packed::{Layout, Packed};
+pub use packed::{Layout, Packed, Tree};
 pub use resident::{MissingHead, Weights};
 pub use rope::{Rope, RopeScaling};
 pub use score_head::{HeadSpec, ScoreHead};
 pub use tensor_source::TensorSource;
+pub use tokenizer::Tokenizer;
