@@ -96,7 +96,9 @@ pub(crate) fn start_agent(folder: &Path, token: &Path) -> Child {
     for name in ["rollout-worker", "reward-worker", "actor-worker", "cluster-node"] {
         let path = bin.join(name);
         if !path.exists() {
-            std::fs::hard_link(node, &path).or_else(|_| std::fs::copy(node, &path).map(|_| ())).unwrap();
+            std::fs::hard_link(node, &path)
+                .or_else(|_| std::fs::copy(node, &path).map(|_| ()))
+                .unwrap();
         }
     }
     Command::new(bin.join("cluster-node"))

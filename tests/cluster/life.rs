@@ -45,8 +45,7 @@ async fn ranks_meet_in_the_rendezvous_store() {
     let first = test.cluster.init_collective("policy", &workers, "gloo", timeout).await.unwrap();
     let second = test.cluster.init_collective("policy", &workers, "gloo", timeout).await.unwrap();
     assert_eq!((first, second), (1, 2));
-    let error =
-        test.cluster.init_collective("policy", &workers, "mpi", timeout).await.unwrap_err();
+    let error = test.cluster.init_collective("policy", &workers, "mpi", timeout).await.unwrap_err();
     assert!(error.to_string().contains("backend \"mpi\""), "{error}");
     let pids = test.worker_pids();
     policy.release();
@@ -61,7 +60,10 @@ async fn a_group_that_does_not_fit_is_refused_by_name() {
     let mut large = spec("policy", Role::Policy, 2, 0);
     large.bundle.cpus_milli = 1_000_000;
     let error = test.cluster.place(large, test.log_dir()).await.unwrap_err().to_string();
-    assert!(error.contains("group \"policy\" does not fit: rank 0 of 2 (PACK) needs 1000 CPUs"), "{error}");
+    assert!(
+        error.contains("group \"policy\" does not fit: rank 0 of 2 (PACK) needs 1000 CPUs"),
+        "{error}"
+    );
     let mut gpu = spec("policy", Role::Policy, 1, 0);
     gpu.bundle.gpus_milli = 9_000_000;
     let error = test.cluster.place(gpu, test.log_dir()).await.unwrap_err().to_string();

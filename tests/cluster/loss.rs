@@ -97,9 +97,8 @@ async fn a_lost_policy_rank_restarts_the_whole_group() {
     assert_eq!([after[0].epoch(), after[1].epoch()], [Epoch(2), Epoch(2)]);
     gone(&pids).await;
     // EP-1 over the wire: a call for the old epoch to the new process is refused by name.
-    let mut client = plumb_proto::worker::worker_service_client::WorkerServiceClient::new(
-        after[0].channel(),
-    );
+    let mut client =
+        plumb_proto::worker::worker_service_client::WorkerServiceClient::new(after[0].channel());
     let stale = plumb_proto::worker::AbortGroupRequest {
         context: Some(before[0].context("job", 0, "abort", 0, 0)),
         group: "g".into(),
@@ -113,7 +112,8 @@ async fn a_lost_policy_rank_restarts_the_whole_group() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_lost_member_frees_the_others_from_their_collective_group() {
     let test = TestCluster::start(Duration::from_secs(30)).await;
-    let one = test.cluster.place(spec("rollout", Role::Rollout, 1, 1), test.log_dir()).await.unwrap();
+    let one =
+        test.cluster.place(spec("rollout", Role::Rollout, 1, 1), test.log_dir()).await.unwrap();
     let two = test.cluster.place(spec("reward", Role::Reward, 1, 1), test.log_dir()).await.unwrap();
     let stays = one.wait_ready().await.unwrap().remove(0);
     let hangs = two.wait_ready().await.unwrap().remove(0);
@@ -155,7 +155,11 @@ async fn a_killed_agent_takes_its_workers_along() {
     signal(test.agent_pid(), Signal::SIGKILL);
     gone(&pids).await;
     let loss = workers[0].lost().await;
-    assert!(loss.cause.contains("lease ran out") || loss.cause.contains("no heartbeat"), "{}", loss.cause);
+    assert!(
+        loss.cause.contains("lease ran out") || loss.cause.contains("no heartbeat"),
+        "{}",
+        loss.cause
+    );
     test.stop.cancel();
     test.task.await.unwrap().unwrap();
 }

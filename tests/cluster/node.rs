@@ -4,6 +4,8 @@
 //!
 //! The worker plays the rollout service: `Generate` behaves as the prompt's id says.
 
+#![allow(clippy::print_stderr)] // its agent captures stderr
+
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -47,8 +49,7 @@ async fn worker() -> anyhow::Result<()> {
     let device = DeviceThread::spawn("test", || 0_u64)?;
     let role = Role { loads: context.idempotent(), context, device };
     let role = Arc::new(role);
-    let routes =
-        tonic::service::Routes::new(RolloutServiceServer::from_arc(Arc::clone(&role)));
+    let routes = tonic::service::Routes::new(RolloutServiceServer::from_arc(Arc::clone(&role)));
     worker.serve(role, routes).await.context("serve")
 }
 
@@ -83,10 +84,7 @@ impl RolloutService for Role {
     type GenerateStream = BoxStream<'static, Result<GenerateProgress, Status>>;
 
     /// Counts how often it really ran.
-    async fn load(
-        &self,
-        request: Request<LoadRequest>,
-    ) -> Result<Response<LoadResponse>, Status> {
+    async fn load(&self, request: Request<LoadRequest>) -> Result<Response<LoadResponse>, Status> {
         let device = self.device.clone();
         let work = |_| async move {
             let parameters = device

@@ -3,7 +3,7 @@
 //! A line `@<millis> <event>` is fed to the machine; the indented lines below it are its effects
 //! in order, or `refused: <text>`. Lines with `#` are for the reader.
 
-#![allow(missing_docs)]
+#![allow(missing_docs, clippy::unwrap_used, clippy::print_stderr)]
 
 use std::collections::BTreeMap;
 
