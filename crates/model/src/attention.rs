@@ -63,9 +63,8 @@ impl TreeMasks {
         let position_l = Tensor::from_slice(&position).to_device(device);
         let distance_ll = position_l.f_unsqueeze(1)?.f_sub(&position_l)?;
         let same_ll = branch_l.f_unsqueeze(1)?.f_eq_tensor(&branch_l)?;
-        let seen_ll = same_ll
-            .f_logical_or(&branch_l.f_eq(0)?)?
-            .f_logical_and(&distance_ll.f_ge(0)?)?;
+        let seen_ll =
+            same_ll.f_logical_or(&branch_l.f_eq(0)?)?.f_logical_and(&distance_ll.f_ge(0)?)?;
         let additive = |seen: &Tensor| -> Result<Tensor> {
             let open = Tensor::f_zeros_like(seen)?.f_to_kind(kind)?;
             Ok(open.f_masked_fill(&seen.f_logical_not()?, f64::NEG_INFINITY)?)
@@ -174,7 +173,12 @@ fn plain_attention(
 ///
 /// The query heads of a key/value head are rows of one small matrix, so keys and values are
 /// read once and never expanded.
-pub(crate) fn cached(q_bqd: &Tensor, k_rld: &Tensor, v_rld: &Tensor, mask_r1l: &Tensor) -> Result<Tensor> {
+pub(crate) fn cached(
+    q_bqd: &Tensor,
+    k_rld: &Tensor,
+    v_rld: &Tensor,
+    mask_r1l: &Tensor,
+) -> Result<Tensor> {
     let (q_size, rows) = (q_bqd.size(), k_rld.size()[0]);
     let (batch, q_heads, dim) = (q_size[0], q_size[1], q_size[2]);
     let group = batch * q_heads / rows;

@@ -36,8 +36,8 @@ impl ParamSpec {
 pub struct BlockSpec {
     /// Which block.
     pub kind: BlockKind,
-    /// Its parameters. Query, key and value weights are neighbours, as are gate and up, so
-    /// that a flat block holds the fused projections as plain views.
+    /// Its parameters. Query, key and value weights are neighbours, so that a flat block holds
+    /// the fused projection as a plain view.
     pub params: Vec<ParamSpec>,
     /// For the head of a model with tied embeddings: the output weight is the embedding weight
     /// of block 0 and is not among `params`.

@@ -217,9 +217,9 @@ fn architecture(fields: Fields<'_>) -> Result<(Architecture, Option<ScoreHead>)>
             Some(ScoreHead::Linear)
         }
         Some("ForMlpScore") => {
-            let dims = fields
-                .text("hidden_dim_str")?
-                .ok_or_else(|| fields.wrong("hidden_dim_str", "hidden widths such as \"512,64\""))?;
+            let dims = fields.text("hidden_dim_str")?.ok_or_else(|| {
+                fields.wrong("hidden_dim_str", "hidden widths such as \"512,64\"")
+            })?;
             let expected = "hidden widths such as \"512,64\"";
             let head = ScoreHead::from_hidden_dim_str(dims);
             Some(head.map_err(|_| fields.wrong("hidden_dim_str", expected))?)

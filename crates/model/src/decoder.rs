@@ -155,7 +155,11 @@ impl Decoder {
         head.score(head_params.get(1..).unwrap_or_default(), hidden_bh)
     }
 
-    pub(crate) fn rope_tables(&self, position_ids: &Tensor, kind: Kind) -> Result<(Tensor, Tensor)> {
+    pub(crate) fn rope_tables(
+        &self,
+        position_ids: &Tensor,
+        kind: Kind,
+    ) -> Result<(Tensor, Tensor)> {
         rope::tables(&Tensor::f_from_slice(&self.inv_freq)?, position_ids, kind)
     }
 

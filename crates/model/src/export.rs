@@ -73,8 +73,9 @@ impl Writer {
         shard_bytes: u64,
     ) -> Result<Self> {
         check_target(folder)?;
-        let dtype = dtype_name(kind)
-            .ok_or_else(|| export_error(folder, format!("dtype {kind:?}; expected f32, bf16 or f16")))?;
+        let dtype = dtype_name(kind).ok_or_else(|| {
+            export_error(folder, format!("dtype {kind:?}; expected f32, bf16 or f16"))
+        })?;
         let temporary = temporary_beside(folder)?;
         let mut writer = Self {
             target: folder.to_owned(),
@@ -113,8 +114,11 @@ impl Writer {
             return Err(export_error(target, format!("tensor `{name}` was written before")));
         }
         if tensor.size() != place.shape {
-            let reason =
-                format!("tensor `{name}` has shape {:?}, expected {:?}", tensor.size(), place.shape);
+            let reason = format!(
+                "tensor `{name}` has shape {:?}, expected {:?}",
+                tensor.size(),
+                place.shape
+            );
             return Err(export_error(target, reason));
         }
         let _no_grad = tch::no_grad_guard();
@@ -210,8 +214,12 @@ impl Writer {
         self.bytes += data + end;
         self.shards.push((path, file));
         for (param, start) in params.iter().zip(starts) {
-            let place =
-                Place { shard: index, start: data + start, shape: param.shape.clone(), written: false };
+            let place = Place {
+                shard: index,
+                start: data + start,
+                shape: param.shape.clone(),
+                written: false,
+            };
             self.places.insert(param.name.clone(), place);
         }
         Ok(())

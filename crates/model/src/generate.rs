@@ -45,7 +45,9 @@ impl Decoder {
         slots: &[usize],
     ) -> Result<Tensor> {
         if packed.has_branches() {
-            return Err(ModelError::input("a KV slot holds one sequence, and this batch has branches"));
+            return Err(ModelError::input(
+                "a KV slot holds one sequence, and this batch has branches",
+            ));
         }
         check_slots(weights, cache, slots, packed.sequences())?;
         let lengths = packed.lengths();
@@ -60,7 +62,8 @@ impl Decoder {
             .zip(&lengths)
             .flat_map(|(&slot, &length)| std::iter::repeat_n(slot as i64, length as usize))
             .collect();
-        let at = self.cache_index(&Tensor::f_from_slice(&slot_n)?, &packed.position_ids, weights)?;
+        let at =
+            self.cache_index(&Tensor::f_from_slice(&slot_n)?, &packed.position_ids, weights)?;
         self.run(weights, packed, |index, k, v| cache.write(index, &at, k, v))
     }
 
@@ -174,7 +177,8 @@ impl Decoder {
         let (cos_b1d, sin_b1d) = self.rope_tables(&position_b, kind)?;
         let tokens = last as i64 + 1;
         let config = self.config();
-        let mask = |window| decode_mask(&position_b, tokens, config.num_key_value_heads, window, kind);
+        let mask =
+            |window| decode_mask(&position_b, tokens, config.num_key_value_heads, window, kind);
         let window = config.windows.iter().flatten().next().copied().filter(|&w| w < tokens);
         Ok(DecodeStep {
             ids_b: to_tensor(ids.iter().map(|&id| i64::from(id)).collect())?,
@@ -238,10 +242,11 @@ fn decode_mask(
     let batch = position_b.size()[0];
     let mask = Tensor::f_zeros([batch, tokens], (kind, device))?
         .f_masked_fill(&blocked, f64::NEG_INFINITY)?;
-    Ok(mask
-        .f_unsqueeze(1)?
-        .f_expand([batch, kv_heads, tokens], false)?
-        .f_reshape([batch * kv_heads, 1, tokens])?)
+    Ok(mask.f_unsqueeze(1)?.f_expand([batch, kv_heads, tokens], false)?.f_reshape([
+        batch * kv_heads,
+        1,
+        tokens,
+    ])?)
 }
 
 fn first_block(weights: &Weights) -> Result<&[Tensor]> {
@@ -258,7 +263,12 @@ fn contiguous_from(slots: &[usize]) -> Option<i64> {
     slots.first().filter(|_| ascending).map(|&slot| slot as i64)
 }
 
-fn check_slots(weights: &Weights, cache: &KvCache, slots: &[usize], sequences: usize) -> Result<()> {
+fn check_slots(
+    weights: &Weights,
+    cache: &KvCache,
+    slots: &[usize],
+    sequences: usize,
+) -> Result<()> {
     if slots.is_empty() || slots.len() != sequences {
         return Err(ModelError::input(format!("{} slots for {sequences} sequences", slots.len())));
     }

@@ -90,7 +90,8 @@ mod tests {
             tied: false,
         };
         let values = |name: &str, seed| {
-            Vec::<f32>::try_from(random_blocks(&[spec(name)], seed).unwrap()[0][0].view([-1])).unwrap()
+            Vec::<f32>::try_from(random_blocks(&[spec(name)], seed).unwrap()[0][0].view([-1]))
+                .unwrap()
         };
         let first = values("a", 7);
         assert_eq!(first, values("a", 7));

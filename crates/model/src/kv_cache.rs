@@ -79,7 +79,8 @@ impl KvCache {
                 self.capacity_tokens
             )));
         }
-        let part = |t: &Tensor, slot: usize| t.f_select(0, slot as i64)?.f_narrow(1, 0, tokens as i64);
+        let part =
+            |t: &Tensor, slot: usize| t.f_select(0, slot as i64)?.f_narrow(1, 0, tokens as i64);
         for tensor in self.layers.iter().flat_map(|(k, v)| [k, v]) {
             let source = part(tensor, from)?;
             for &slot in to.iter().filter(|&&slot| slot != from) {
@@ -115,7 +116,10 @@ impl KvCache {
     /// Keys and values of layer `index`, `[slots, K, capacity, D]`.
     pub(crate) fn layer(&self, index: usize) -> Result<(&Tensor, &Tensor)> {
         let (k, v) = self.layers.get(index).ok_or_else(|| {
-            ModelError::input(format!("layer {index} of a KV cache of {} layers", self.layers.len()))
+            ModelError::input(format!(
+                "layer {index} of a KV cache of {} layers",
+                self.layers.len()
+            ))
         })?;
         Ok((k, v))
     }

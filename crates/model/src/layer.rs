@@ -8,8 +8,10 @@ use crate::config::ModelConfig;
 use crate::error::{ModelError, Result};
 use crate::rope;
 
-/// A layer's parameters with the projections that share an input fused:
-/// query, key and value in one matrix, gate and up in another.
+/// A layer's parameters, with query, key and value projections fused in one matrix.
+///
+/// Gate and up stay apart: fused they are no faster (each is large enough), and for widths that
+/// are no multiple of 16 the wider product rounds differently from transformers' two.
 #[derive(Debug)]
 pub(crate) struct LayerParams {
     input_norm: Tensor,
@@ -20,8 +22,10 @@ pub(crate) struct LayerParams {
     /// Query and key norms.
     qk_norm: Option<(Tensor, Tensor)>,
     post_norm: Tensor,
-    gate_up_weight: Tensor,
-    gate_up_bias: Option<Tensor>,
+    gate_weight: Tensor,
+    up_weight: Tensor,
+    /// Gate and up biases.
+    gate_up_bias: Option<(Tensor, Tensor)>,
     down_weight: Tensor,
     down_bias: Option<Tensor>,
 }
@@ -65,8 +69,9 @@ impl LayerParams {
             o_bias: config.o_bias.then(|| one(take(1))),
             qk_norm: config.qk_norm.then(|| (one(take(1)), one(take(1)))),
             post_norm: one(take(1)),
-            gate_up_weight: fuse(take(2))?,
-            gate_up_bias: config.mlp_bias.then(|| fuse(take(2))).transpose()?,
+            gate_weight: one(take(1)),
+            up_weight: one(take(1)),
+            gate_up_bias: config.mlp_bias.then(|| (one(take(1)), one(take(1)))),
             down_weight: one(take(1)),
             down_bias: config.mlp_bias.then(|| one(take(1))),
         })
@@ -110,9 +115,10 @@ impl LayerParams {
     ) -> Result<Tensor> {
         let hidden = hidden_nh.f_add(&attended.f_linear(&self.o_weight, self.o_bias.as_ref())?)?;
         let x_nh = rms_norm(&hidden, &self.post_norm, config.rms_norm_eps)?;
-        let gate_up = x_nh.f_linear(&self.gate_up_weight, self.gate_up_bias.as_ref())?;
-        let inner = config.intermediate_size;
-        let gated = gate_up.f_narrow(1, 0, inner)?.f_silu()?.f_mul(&gate_up.f_narrow(1, inner, inner)?)?;
+        let biases = self.gate_up_bias.as_ref();
+        let gate = x_nh.f_linear(&self.gate_weight, biases.map(|(gate, _)| gate))?;
+        let up = x_nh.f_linear(&self.up_weight, biases.map(|(_, up)| up))?;
+        let gated = gate.f_silu()?.f_mul(&up)?;
         Ok(hidden.f_add(&gated.f_linear(&self.down_weight, self.down_bias.as_ref())?)?)
     }
 }

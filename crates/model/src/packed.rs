@@ -56,8 +56,7 @@ impl Packed {
     /// # Errors
     /// If there is no sequence, or one of them is empty.
     pub fn new(sequences: &[&[u32]]) -> Result<Self> {
-        let trees: Vec<_> =
-            sequences.iter().map(|prompt| Tree { prompt, branches: &[] }).collect();
+        let trees: Vec<_> = sequences.iter().map(|prompt| Tree { prompt, branches: &[] }).collect();
         Self::trees(&trees)
     }
 

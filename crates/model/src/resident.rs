@@ -19,7 +19,7 @@ use crate::tensor_source::TensorSource;
 pub enum MissingHead {
     /// An error that names the missing tensor.
     Refuse,
-    /// Initialise it from this seed (see [`init::score_head`]).
+    /// Initialise it from this seed (see [`crate::new_score_head`]).
     Init {
         /// Seed of the initial values.
         seed: u64,
@@ -29,7 +29,8 @@ pub enum MissingHead {
 /// All blocks of a model in compute dtype, without gradients.
 ///
 /// Each block is one flat tensor, the concatenation of its parameters in block order;
-/// parameters and fused projections are views of it. Replacing a block swaps the flat tensor.
+/// parameters and the fused query-key-value projection are views of it. Replacing a block
+/// swaps the flat tensor.
 #[derive(Debug)]
 pub struct Weights {
     specs: Vec<BlockSpec>,
@@ -135,11 +136,8 @@ impl Weights {
             ModelError::input(format!("block {index} of a model with {} blocks", self.specs.len()))
         })?;
         let _no_grad = tch::no_grad_guard();
-        let flat = flat
-            .f_detach()?
-            .f_to_device(self.device())?
-            .f_to_kind(self.kind())?
-            .f_contiguous()?;
+        let flat =
+            flat.f_detach()?.f_to_device(self.device())?.f_to_kind(self.kind())?.f_contiguous()?;
         let (params, layer) = views(&self.config, spec, &flat)?;
         if let (BlockKind::Layer(i), Some(layer)) = (spec.kind, layer) {
             self.layers[i] = layer;
@@ -247,7 +245,7 @@ fn flatten(params: &[Tensor], kind: Kind, device: Device) -> Result<Tensor> {
     Ok(Tensor::f_cat(&flat, 0)?)
 }
 
-/// Views of a flat block: its parameters, and for a layer the fused projections.
+/// Views of a flat block: its parameters, and for a layer the fused projection.
 fn views(
     config: &ModelConfig,
     spec: &BlockSpec,

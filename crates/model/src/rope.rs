@@ -65,10 +65,9 @@ impl Rope {
     /// Inverse frequencies `[D/2]` f32, by the same f32 operations as transformers'
     /// `modeling_rope_utils` (positions of a few hundred magnify a last-bit difference).
     pub(crate) fn inverse_frequencies(&self, head_dim: i64) -> Result<Tensor> {
-        let exponent =
-            Tensor::f_arange_start_step(0, head_dim, 2, (Kind::Int64, Device::Cpu))?
-                .f_to_kind(Kind::Float)?
-                .f_div_scalar(head_dim)?;
+        let exponent = Tensor::f_arange_start_step(0, head_dim, 2, (Kind::Int64, Device::Cpu))?
+            .f_to_kind(Kind::Float)?
+            .f_div_scalar(head_dim)?;
         let inv_freq = Tensor::f_pow_scalar(self.theta, &exponent)?.f_reciprocal()?;
         match self.scaling {
             RopeScaling::Default => Ok(inv_freq),
@@ -80,7 +79,8 @@ impl Rope {
                 original_max_position_embeddings,
             } => {
                 let context = original_max_position_embeddings;
-                let wavelength = inv_freq.f_reciprocal()?.f_mul_scalar(2.0 * std::f64::consts::PI)?;
+                let wavelength =
+                    inv_freq.f_reciprocal()?.f_mul_scalar(2.0 * std::f64::consts::PI)?;
                 let stretched = inv_freq.f_div_scalar(factor)?;
                 let smooth = wavelength
                     .f_reciprocal()?
@@ -154,8 +154,11 @@ pub(crate) fn tables(
 }
 
 /// Rotates `x_nkd` (`[N, heads, D]`) by the tables of [`tables`].
+///
+/// Both products are rounded before they are added, as in transformers: one fused step moves
+/// the log-probs of a 30-layer model by 2e-5 in f32.
 pub(crate) fn rotate(x_nkd: &Tensor, cos_n1d: &Tensor, sin_n1d: &Tensor) -> Result<Tensor> {
     let half = x_nkd.size().last().copied().unwrap_or(0) / 2;
     let swapped = x_nkd.f_roll([half], [-1])?;
-    Ok(x_nkd.f_mul(cos_n1d)?.f_addcmul(&swapped, sin_n1d)?)
+    Ok(x_nkd.f_mul(cos_n1d)?.f_add(&swapped.f_mul(sin_n1d)?)?)
 }

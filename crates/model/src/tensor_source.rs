@@ -64,7 +64,11 @@ impl TensorSource {
         for (tensor, file) in &weight_map {
             let found = source.entries.get(tensor).map(|entry| &source.files[entry.file].0);
             if found != Some(&folder.join(file)) {
-                return Err(tensor_error(&folder.join(file), tensor, format!("{INDEX} says it is here, but it is not")));
+                return Err(tensor_error(
+                    &folder.join(file),
+                    tensor,
+                    format!("{INDEX} says it is here, but it is not"),
+                ));
             }
         }
         Ok(source)
@@ -235,13 +239,9 @@ fn is_plain_name(name: &str) -> bool {
 }
 
 fn read_header(file: &File, path: &Path, length: u64) -> Result<Vec<u8>> {
-    let broken =
-        |reason: String| ModelError::Safetensors { path: path.to_owned(), reason };
-    let read_error = |source: io::Error| ModelError::Io {
-        action: "read",
-        path: path.to_owned(),
-        source,
-    };
+    let broken = |reason: String| ModelError::Safetensors { path: path.to_owned(), reason };
+    let read_error =
+        |source: io::Error| ModelError::Io { action: "read", path: path.to_owned(), source };
     if length < 8 {
         return Err(broken(format!("{length} bytes, less than the 8 of the header length")));
     }
@@ -249,9 +249,7 @@ fn read_header(file: &File, path: &Path, length: u64) -> Result<Vec<u8>> {
     file.read_exact_at(&mut prefix, 0).map_err(read_error)?;
     let header_bytes = u64::from_le_bytes(prefix);
     if header_bytes > MAX_HEADER_BYTES || header_bytes > length - 8 {
-        return Err(broken(format!(
-            "header of {header_bytes} bytes in a file of {length} bytes"
-        )));
+        return Err(broken(format!("header of {header_bytes} bytes in a file of {length} bytes")));
     }
     let mut header = vec![0_u8; header_bytes as usize];
     file.read_exact_at(&mut header, 8).map_err(read_error)?;
@@ -261,8 +259,8 @@ fn read_header(file: &File, path: &Path, length: u64) -> Result<Vec<u8>> {
 /// Entries of a header, as of file 0.
 fn parse_header(header: &[u8], path: &Path, length: u64) -> Result<Vec<(String, Entry)>> {
     let broken = |reason: String| ModelError::Safetensors { path: path.to_owned(), reason };
-    let metadata: safetensors::tensor::Metadata = serde_json::from_slice(header)
-        .map_err(|error| broken(format!("header: {error}")))?;
+    let metadata: safetensors::tensor::Metadata =
+        serde_json::from_slice(header).map_err(|error| broken(format!("header: {error}")))?;
     let data_start = 8 + header.len() as u64;
     let data_bytes = metadata.data_len() as u64;
     if data_start.checked_add(data_bytes) != Some(length) {
