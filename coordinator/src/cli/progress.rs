@@ -86,8 +86,11 @@ impl Progress {
 
     fn stage_finished(&mut self, stage: &StageFinished) {
         self.clear();
+        // The last step's figures were shown with the step.
+        let own = |name: &str| !name.contains('/') || name == "kl/max";
         let figures: Vec<String> = sorted(&stage.metrics)
             .into_iter()
+            .filter(|(name, _)| own(name))
             .map(|(name, value)| format!("{name} {}", figure(value)))
             .collect();
         let text = format!("{} done in {:.1} s  {}", stage.stage, stage.seconds, figures.join("  "));

@@ -24,10 +24,10 @@ impl Audit {
         let path = state_dir.join("audit.jsonl");
         let mut options = std::fs::OpenOptions::new();
         options.create(true).append(true).mode(0o600);
-        let file = options.open(&path).map_err(|source| ClusterError::State {
+        let file = options.open(&path).map_err(|cause| ClusterError::State {
             what: "open",
             path,
-            source,
+            cause,
         })?;
         Ok(Self { file: Mutex::new(file) })
     }

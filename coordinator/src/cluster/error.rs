@@ -14,14 +14,14 @@ pub enum ClusterError {
     #[error(transparent)]
     Runtime(#[from] RuntimeError),
     /// The state folder cannot be used.
-    #[error("cannot {what} {}: {source}", path.display())]
+    #[error("cannot {what} {}: {cause}", path.display())]
     State {
         /// What was attempted.
         what: &'static str,
         /// On which path.
         path: PathBuf,
         /// The system's reason.
-        source: std::io::Error,
+        cause: std::io::Error,
     },
     /// A file of the state folder is not what it should be.
     #[error("{} is not a file that a coordinator wrote: {what}", path.display())]

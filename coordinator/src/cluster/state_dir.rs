@@ -109,16 +109,16 @@ pub fn file_stem(id: &str) -> String {
 /// Makes a folder that only its owner may enter.
 pub(crate) fn make_private_folder(path: &Path) -> Result<(), ClusterError> {
     let built = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
-    built.map_err(|source| ClusterError::State {
+    built.map_err(|cause| ClusterError::State {
         what: "make the folder",
         path: path.to_owned(),
-        source,
+        cause,
     })
 }
 
 /// Writes a secret: a new file of mode 0600, renamed into place when it is whole.
 pub(crate) fn write_private(path: &Path, value: &impl Serialize) -> Result<(), ClusterError> {
-    let failed = |what| move |source| ClusterError::State { what, path: path.to_owned(), source };
+    let failed = |what| move |cause| ClusterError::State { what, path: path.to_owned(), cause };
     let text = serde_json::to_vec_pretty(value)
         .map_err(|e| ClusterError::Malformed { path: path.to_owned(), what: e.to_string() })?;
     let part = path.with_extension(format!("json.part-{}", std::process::id()));
@@ -126,19 +126,19 @@ pub(crate) fn write_private(path: &Path, value: &impl Serialize) -> Result<(), C
     options.write(true).create(true).truncate(true).mode(0o600);
     let mut file = options.open(&part).map_err(failed("write"))?;
     let written = file.write_all(&text).and_then(|()| file.sync_all());
-    if let Err(source) = written.and_then(|()| std::fs::rename(&part, path)) {
+    if let Err(cause) = written.and_then(|()| std::fs::rename(&part, path)) {
         // The first error is the one to report.
         let _ = std::fs::remove_file(&part);
-        return Err(failed("write")(source));
+        return Err(failed("write")(cause));
     }
     Ok(())
 }
 
 fn read<T: DeserializeOwned>(path: &Path) -> Result<T, ClusterError> {
-    let text = std::fs::read_to_string(path).map_err(|source| ClusterError::State {
+    let text = std::fs::read_to_string(path).map_err(|cause| ClusterError::State {
         what: "read",
         path: path.to_owned(),
-        source,
+        cause,
     })?;
     parse(&text, path)
 }
