@@ -130,7 +130,7 @@ pub fn exit_with_stdin(who: &'static str) -> Result<(), RuntimeError> {
         .name(name.clone())
         .spawn(watch)
         .map(|_| ())
-        .map_err(|source| RuntimeError::Thread { name, source })
+        .map_err(|cause| RuntimeError::Thread { name, cause })
 }
 
 #[cfg(test)]

@@ -89,7 +89,7 @@ impl<S: 'static> DeviceThread<S> {
         std::thread::Builder::new()
             .name(format!("device-{name}"))
             .spawn(body)
-            .map_err(|source| RuntimeError::Thread { name: name.to_owned(), source })?;
+            .map_err(|cause| RuntimeError::Thread { name: name.to_owned(), cause })?;
         Ok(Self { name: name.into(), queue, poison: Arc::default() })
     }
 

@@ -1,7 +1,5 @@
 //! What can go wrong in the life of a process of the cluster.
 
-use std::path::PathBuf;
-
 use crate::identity::IdentityError;
 
 /// A failure of the runtime itself; failures of calls are `tonic::Status`.
@@ -32,12 +30,12 @@ pub enum RuntimeError {
     #[error(transparent)]
     Identity(#[from] IdentityError),
     /// A listener could not be opened.
-    #[error("cannot listen on {address}: {source}{}", in_use_hint(source))]
+    #[error("cannot listen on {address}: {cause}{}", in_use_hint(cause))]
     Listen {
         /// The address asked for.
         address: String,
         /// The system's reason.
-        source: std::io::Error,
+        cause: std::io::Error,
     },
     /// An address that cannot be dialled.
     #[error("{address:?} is not an address to connect to: expected host:port")]
@@ -80,27 +78,17 @@ pub enum RuntimeError {
         what: String,
     },
     /// A thread of the runtime could not be started.
-    #[error("cannot start thread {name}: {source}")]
+    #[error("cannot start thread {name}: {cause}")]
     Thread {
         /// Which thread.
         name: String,
         /// The system's reason.
-        source: std::io::Error,
-    },
-    /// A file of the runtime could not be read or written.
-    #[error("{what} {}: {source}", path.display())]
-    File {
-        /// What was attempted, for example "write".
-        what: &'static str,
-        /// Which file.
-        path: PathBuf,
-        /// The system's reason.
-        source: std::io::Error,
+        cause: std::io::Error,
     },
 }
 
-fn in_use_hint(source: &std::io::Error) -> &'static str {
-    match source.kind() {
+fn in_use_hint(cause: &std::io::Error) -> &'static str {
+    match cause.kind() {
         std::io::ErrorKind::AddrInUse => {
             "; another process holds the port: stop it, or give another port (0 lets the system choose)"
         }

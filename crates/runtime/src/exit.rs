@@ -46,7 +46,7 @@ pub fn kill_after(patience: Duration) {
 /// [`RuntimeError::Thread`] when the handlers cannot be installed.
 pub fn stop_on_signal() -> Result<CancellationToken, RuntimeError> {
     use tokio::signal::unix::{SignalKind, signal};
-    let failed = |source| RuntimeError::Thread { name: "signal handler".to_owned(), source };
+    let failed = |cause| RuntimeError::Thread { name: "signal handler".to_owned(), cause };
     let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
     let token = CancellationToken::new();

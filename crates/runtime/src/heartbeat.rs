@@ -45,7 +45,7 @@ pub fn spawn(
     lost: impl FnOnce(ExitCode, String) + Send + 'static,
 ) -> Result<(), RuntimeError> {
     let endpoint = credentials.endpoint(coordinator, &Identity::Coordinator.server_name())?;
-    let failed = |source| RuntimeError::Thread { name: "heartbeat".to_owned(), source };
+    let failed = |cause| RuntimeError::Thread { name: "heartbeat".to_owned(), cause };
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
     let body = move || {

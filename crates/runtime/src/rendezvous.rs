@@ -61,7 +61,7 @@ impl RendezvousThread {
     ) -> Result<Self, RuntimeError> {
         let endpoint = credentials.endpoint(coordinator, &Identity::Coordinator.server_name())?;
         let (jobs, mut queue) = mpsc::unbounded_channel::<Job>();
-        let failed = |source| RuntimeError::Thread { name: "rendezvous".to_owned(), source };
+        let failed = |cause| RuntimeError::Thread { name: "rendezvous".to_owned(), cause };
         let runtime =
             tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
         let body = move || {

@@ -22,7 +22,7 @@ const DRAIN: Duration = Duration::from_millis(500);
 /// [`RuntimeError::Listen`] names the address; a port in use says what to do.
 pub async fn listen(address: &str) -> Result<(TcpListener, SocketAddr), RuntimeError> {
     let failed =
-        |source: std::io::Error| RuntimeError::Listen { address: address.to_owned(), source };
+        |cause: std::io::Error| RuntimeError::Listen { address: address.to_owned(), cause };
     let listener = TcpListener::bind(address).await.map_err(failed)?;
     let local = listener.local_addr().map_err(failed)?;
     Ok((listener, local))
