@@ -138,7 +138,10 @@ fn objective(spec: &PolicyLossSpec) -> Result<Objective, Status> {
     });
     Ok(Objective {
         policy: PolicyTerm::PpoClip(clip),
-        aggregation: spec.aggregation.parse().map_err(|error| invalid("loss.aggregation", error))?,
+        aggregation: spec
+            .aggregation
+            .parse()
+            .map_err(|error| invalid("loss.aggregation", error))?,
         kl: kl.transpose()?,
         entropy_coef: spec.entropy_coef,
     })
@@ -174,7 +177,10 @@ mod tests {
     fn an_update_keeps_every_setting() {
         let converted = policy_update(&update()).unwrap();
         let PolicyTerm::PpoClip(clip) = converted.objective.policy else { panic!("another term") };
-        assert_eq!((clip.clip_high, clip.dual_clip, clip.log_ratio_bound), (0.28, Some(3.0), Some(20.0)));
+        assert_eq!(
+            (clip.clip_high, clip.dual_clip, clip.log_ratio_bound),
+            (0.28, Some(3.0), Some(20.0))
+        );
         let kl = converted.objective.kl.unwrap();
         assert_eq!((kl.coef, kl.kind, kl.clamps), (0.01, KlKind::K3, Clamps::Verl));
         assert_eq!((converted.mini_batches, converted.old_logps), (2, OldLogProbs::Rollout));

@@ -64,7 +64,8 @@ impl WorkerHooks for Groups {
     }
 
     async fn stopping(&self) {
-        let aborts = std::mem::take(&mut *self.aborts.lock().unwrap_or_else(PoisonError::into_inner));
+        let aborts =
+            std::mem::take(&mut *self.aborts.lock().unwrap_or_else(PoisonError::into_inner));
         aborts.into_values().for_each(|abort| abort.abort());
     }
 }
@@ -82,7 +83,9 @@ fn connect(place: GroupPlace, device: tch::Device) -> Result<Box<dyn Collective>
         }
         Backend::Nccl => {
             let tch::Device::Cuda(index) = device else {
-                let problem = format!("group {group:?}: backend nccl needs a CUDA device, this worker runs on {device:?}");
+                let problem = format!(
+                    "group {group:?}: backend nccl needs a CUDA device, this worker runs on {device:?}"
+                );
                 return Err(Status::failed_precondition(problem));
             };
             let nccl = Nccl::connect(store, &group, rank, world_size, timeout, index);

@@ -174,7 +174,10 @@ mod tests {
         let update = update(OldLogProbs::Rollout);
         let joined = join(inputs(&[]), &advantages, &layout, &update).unwrap();
         assert_eq!(joined.len(), 1);
-        assert_eq!((joined[0].sample.id.as_str(), joined[0].advantages.as_slice()), ("b", &[2.0, 2.0][..]));
+        assert_eq!(
+            (joined[0].sample.id.as_str(), joined[0].advantages.as_slice()),
+            ("b", &[2.0, 2.0][..])
+        );
     }
 
     #[test]

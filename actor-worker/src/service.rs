@@ -10,10 +10,10 @@ use plumb_engine::{EngineError, FileDigest, ShardedModel, TextPair};
 use plumb_proto::actor::actor_service_server::ActorService;
 use plumb_proto::actor::{
     self, CheckpointFile, ExportRequest, ExportResponse, LoadCheckpointRequest,
-    LoadCheckpointResponse, LoadRequest, LoadResponse, LogProbsRequest, LogProbsResponse, PairScore,
-    PublishRequest, PublishResponse, SampleKl, SaveCheckpointRequest, SaveCheckpointResponse,
-    ScorePairsRequest, ScorePairsResponse, TrainPairsRequest, TrainPairsResponse, UpdateRequest,
-    UpdateResponse, WeightBucket,
+    LoadCheckpointResponse, LoadRequest, LoadResponse, LogProbsRequest, LogProbsResponse,
+    PairScore, PublishRequest, PublishResponse, SampleKl, SaveCheckpointRequest,
+    SaveCheckpointResponse, ScorePairsRequest, ScorePairsResponse, TrainPairsRequest,
+    TrainPairsResponse, UpdateRequest, UpdateResponse, WeightBucket,
 };
 use plumb_proto::object::{LogProbBatch, LogProbs};
 use plumb_proto::worker::CallContext;
@@ -68,7 +68,8 @@ macro_rules! once {
         let request = $request.into_inner();
         let worker = Arc::clone(&$self.worker);
         let context = request.context.clone();
-        let run = $self.$cache.run(context, |call| async move { worker.$method(call, request).await });
+        let run =
+            $self.$cache.run(context, |call| async move { worker.$method(call, request).await });
         Ok(Response::new(run.await?))
     }};
 }

@@ -113,9 +113,11 @@ impl ShardedModel {
     fn gather_digests(&self, mine: &FileDigest) -> Result<Vec<FileDigest>> {
         let digest = hex::decode(&mine.digest).unwrap_or_default();
         let mut words = vec![mine.bytes as i64];
-        words.extend(digest.chunks_exact(8).map(|chunk| {
-            chunk.iter().rev().fold(0, |word, &byte| (word << 8) | i64::from(byte))
-        }));
+        words.extend(
+            digest.chunks_exact(8).map(|chunk| {
+                chunk.iter().rev().fold(0, |word, &byte| (word << 8) | i64::from(byte))
+            }),
+        );
         let width = words.len() as i64;
         let ranks = self.world_size();
         let device = self.settings.device;
@@ -178,9 +180,8 @@ impl ShardedModel {
     }
 
     fn check_fits(&self, folder: &Path, manifest: &Manifest) -> Result<()> {
-        let refuse = |problem: String| {
-            Err(EngineError::Checkpoint { path: folder.join(MANIFEST), problem })
-        };
+        let refuse =
+            |problem: String| Err(EngineError::Checkpoint { path: folder.join(MANIFEST), problem });
         let (stored, own) = (manifest.blocks.len(), self.blocks.len());
         if stored != own {
             return refuse(format!("holds {stored} blocks, the model has {own}"));
@@ -222,7 +223,14 @@ impl<'a> OpenFiles<'a> {
     }
 
     /// This rank's shard of a vector that was cut into shards of `stored` elements, `[S]`.
-    fn part(&mut self, index: usize, what: &str, stored: i64, block: &FlatBlock, rank: i64) -> Result<Tensor> {
+    fn part(
+        &mut self,
+        index: usize,
+        what: &str,
+        stored: i64,
+        block: &FlatBlock,
+        rank: i64,
+    ) -> Result<Tensor> {
         let layout = &block.layout;
         let (begin, end) = (rank * layout.shard, ((rank + 1) * layout.shard).min(layout.elements));
         let name = vector_name(index, what);
@@ -243,7 +251,8 @@ impl<'a> OpenFiles<'a> {
     fn file(&mut self, index: usize) -> Result<&ShardFile> {
         let Some((slot, expected)) = self.files.get_mut(index).zip(self.manifest.files.get(index))
         else {
-            let problem = format!("names {} files, shard {index} is needed", self.manifest.files.len());
+            let problem =
+                format!("names {} files, shard {index} is needed", self.manifest.files.len());
             return Err(EngineError::Checkpoint { path: self.folder.join(MANIFEST), problem });
         };
         match slot {
@@ -266,7 +275,8 @@ pub fn read_manifest(folder: &Path) -> Result<Manifest> {
     if manifest.format != FORMAT {
         return Err(refuse(format!("has format {:?}, expected {FORMAT:?}", manifest.format)));
     }
-    if manifest.files.len() != manifest.ranks || manifest.blocks.iter().any(|block| block.shard < 1) {
+    if manifest.files.len() != manifest.ranks || manifest.blocks.iter().any(|block| block.shard < 1)
+    {
         return Err(refuse("contradicts itself".to_owned()));
     }
     Ok(manifest)

@@ -24,9 +24,8 @@ impl ShardedModel {
             let flat_p = block.gather_master(self.comm.as_ref())?;
             if let (Some(writer), Ok(())) = (&mut writer, &outcome) {
                 let views = block.layout.slots.iter().zip(block.layout.views(&flat_p));
-                outcome = views
-                    .map(|(slot, view)| Ok(writer.tensor(&slot.name, &view)?))
-                    .collect();
+                let mut views = views;
+                outcome = views.try_for_each(|(slot, view)| Ok(writer.tensor(&slot.name, &view)?));
             }
         }
         let bytes = match (outcome, writer) {

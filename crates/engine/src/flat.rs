@@ -43,7 +43,8 @@ impl Layout {
         let mut offset = 0;
         let slots = spec.params.iter().map(|param| {
             let elements = param.shape.iter().product();
-            let slot = Slot { name: param.name.clone(), shape: param.shape.clone(), offset, elements };
+            let slot =
+                Slot { name: param.name.clone(), shape: param.shape.clone(), offset, elements };
             offset += elements;
             slot
         });
@@ -126,7 +127,6 @@ impl FlatBlock {
     }
 
     /// The master shard `[S]`, for reading.
-    #[must_use]
     pub fn master(&self) -> &Tensor {
         &self.master_s
     }
@@ -163,7 +163,10 @@ impl FlatBlock {
         let padded = self.layout.padded();
         match previous {
             Gathered::Released(flat_p) => {
-                plumb_torch::storage_resize(&flat_p, padded as usize * self.compute.elt_size_in_bytes())?;
+                plumb_torch::storage_resize(
+                    &flat_p,
+                    padded as usize * self.compute.elt_size_in_bytes(),
+                )?;
                 Ok(flat_p)
             }
             _ => Ok(Tensor::empty([padded], (self.compute, self.master_s.device()))),
@@ -260,7 +263,13 @@ impl FlatBlock {
 
     /// Adds `grad_nh` to the rows `ids_n` of an embedding's gradient: the backward of a lookup,
     /// without a dense temporary.
-    pub fn add_embedding_gradient(&mut self, slot: usize, ids_n: &Tensor, grad_nh: &Tensor, reduce: Kind) {
+    pub fn add_embedding_gradient(
+        &mut self,
+        slot: usize,
+        ids_n: &Tensor,
+        grad_nh: &Tensor,
+        reduce: Kind,
+    ) {
         let kind = self.buffer_kind(reduce);
         let layout = &self.layout;
         let partial = partial(&mut self.partial, layout, kind, grad_nh.device());
@@ -282,7 +291,11 @@ impl FlatBlock {
     ///
     /// # Errors
     /// A failed collective.
-    pub fn start_reduce(&mut self, comm: &dyn Collective, reduce: Kind) -> Result<Option<Reduction>> {
+    pub fn start_reduce(
+        &mut self,
+        comm: &dyn Collective,
+        reduce: Kind,
+    ) -> Result<Option<Reduction>> {
         if self.layout.ranks == 1 {
             return Ok(None);
         }

@@ -183,7 +183,8 @@ impl FusedHead<'_> {
             None => drop(p_sv.g_mul_(&-&scale_s1)),
             Some(entropy_grad_s) => {
                 let entropy_scale_s1 = entropy_grad_s.unsqueeze(1) / self.temperature;
-                let slope_sv = (logp_sv + values.entropy_m.unsqueeze(1)) * entropy_scale_s1 + &scale_s1;
+                let slope_sv =
+                    (logp_sv + values.entropy_m.unsqueeze(1)) * entropy_scale_s1 + &scale_s1;
                 drop(p_sv.g_mul_(&-slope_sv));
             }
         }
@@ -211,7 +212,9 @@ impl Rows {
     fn cut(total: i64, at_most: i64) -> Vec<Rows> {
         let runs = (total + at_most.max(1) - 1) / at_most.max(1);
         let start = |run: i64| total * run / runs;
-        (0..runs).map(|run| Rows { first: start(run), count: start(run + 1) - start(run) }).collect()
+        (0..runs)
+            .map(|run| Rows { first: start(run), count: start(run + 1) - start(run) })
+            .collect()
     }
 
     fn of(&self, tensor: &Tensor) -> Tensor {
@@ -241,7 +244,14 @@ mod tests {
     }
 
     /// loss = Σ a_i logp_i + b_i 𝓗_i, by autograd over the whole matrix.
-    fn reference(h: &Tensor, w: &Tensor, y: &Tensor, a: &Tensor, b: &Tensor, t: f64) -> Vec<Tensor> {
+    fn reference(
+        h: &Tensor,
+        w: &Tensor,
+        y: &Tensor,
+        a: &Tensor,
+        b: &Tensor,
+        t: f64,
+    ) -> Vec<Tensor> {
         let (h, w) = (h.detach().set_requires_grad(true), w.detach().set_requires_grad(true));
         let logp_mv = (h.matmul(&w.transpose(0, 1)) / t).log_softmax(1, Kind::Float);
         let logp = logp_mv.gather(1, &y.unsqueeze(1), false).squeeze_dim(1);
@@ -256,7 +266,10 @@ mod tests {
     fn gradients_equal_autograd_over_the_full_matrix() {
         for (rows, temperature) in [(1, 1.0), (9, 1.0), (9, 0.7)] {
             let (h, w, y) = case(rows);
-            let (a, b) = (Tensor::randn([rows], (Kind::Float, Device::Cpu)), Tensor::rand([rows], (Kind::Float, Device::Cpu)));
+            let (a, b) = (
+                Tensor::randn([rows], (Kind::Float, Device::Cpu)),
+                Tensor::rand([rows], (Kind::Float, Device::Cpu)),
+            );
             let expected = reference(&h, &w, &y, &a, &b, temperature);
             let head = FusedHead { weight_vh: &w, temperature };
             let mut loss = |values: &TokenValues, first: i64| {

@@ -106,7 +106,10 @@ mod tests {
     #[test]
     fn a_sequence_over_the_budget_is_refused_by_index() {
         let error = Plan::new(&[5, 20], 1, 8).unwrap_err().to_string();
-        assert!(error.contains("sequence 1") && error.contains("20") && error.contains('8'), "{error}");
+        assert!(
+            error.contains("sequence 1") && error.contains("20") && error.contains('8'),
+            "{error}"
+        );
     }
 
     proptest! {

@@ -66,11 +66,14 @@ impl ShardedModel {
         for block in &mut self.blocks {
             grads.push(block.take_gradient());
         }
-        let squares: f64 = grads.iter().flatten().map(|grad_s| grad_s.norm().double_value(&[]).powi(2)).sum();
+        let squares: f64 =
+            grads.iter().flatten().map(|grad_s| grad_s.norm().double_value(&[]).powi(2)).sum();
         let [squares] = self.sum_over_ranks([squares])?;
         let norm = squares.sqrt();
         let Some(optimizer) = &mut self.optimizer else {
-            return Err(EngineError::Unsuited("the model was loaded without an optimiser".to_owned()));
+            return Err(EngineError::Unsuited(
+                "the model was loaded without an optimiser".to_owned(),
+            ));
         };
         if !norm.is_finite() {
             let quantity = "the gradient norm".to_owned();

@@ -178,7 +178,11 @@ pub(crate) fn vjp(output: Tensor, inputs: Vec<Tensor>, grad: Tensor) -> Result<V
     let grads = plumb_torch::vjp(&[output], &inputs, &[grad], false)?;
     // An input that nothing depends on has gradient zero.
     let zero = |input: &Tensor| input.zeros_like();
-    Ok(grads.into_iter().zip(&inputs).map(|(grad, input)| grad.unwrap_or_else(|| zero(input))).collect())
+    Ok(grads
+        .into_iter()
+        .zip(&inputs)
+        .map(|(grad, input)| grad.unwrap_or_else(|| zero(input)))
+        .collect())
 }
 
 /// Views of a gathered block as leaves of a new graph.

@@ -66,7 +66,13 @@ impl PairBatch {
         let worse = pairs.iter().map(|pair| pair.worse_ids.clone());
         let texts: Vec<_> = better.chain(worse).collect();
         let mut last = -1;
-        let ends: Vec<i64> = texts.iter().map(|text| { last += text.len() as i64; last }).collect();
+        let ends: Vec<i64> = texts
+            .iter()
+            .map(|text| {
+                last += text.len() as i64;
+                last
+            })
+            .collect();
         let device = model.settings().device;
         Ok(Self {
             packed: pack(texts, device)?,

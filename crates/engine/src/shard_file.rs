@@ -44,13 +44,18 @@ pub(crate) fn write(path: &Path, tensors: &[(String, &Tensor)]) -> Result<FileDi
 
 fn stream(path: &Path, tensors: &[(String, &Tensor)]) -> io::Result<FileDigest> {
     let file = File::create(path)?;
-    let mut out = Hashing { inner: BufWriter::with_capacity(1 << 20, file), hasher: blake3::Hasher::new(), bytes: 0 };
+    let mut out = Hashing {
+        inner: BufWriter::with_capacity(1 << 20, file),
+        hasher: blake3::Hasher::new(),
+        bytes: 0,
+    };
     let header = header(tensors)?;
     out.write_all(&(header.len() as u64).to_le_bytes())?;
     out.write_all(&header)?;
     for (_, tensor) in tensors {
         let tensor = tensor.to_device(Device::Cpu).contiguous();
-        plumb_torch::with_bytes(&tensor, |bytes| out.write_all(bytes)).map_err(io::Error::other)??;
+        plumb_torch::with_bytes(&tensor, |bytes| out.write_all(bytes))
+            .map_err(io::Error::other)??;
     }
     out.flush()?;
     out.inner.get_ref().sync_all()?;
@@ -131,7 +136,8 @@ impl ShardFile {
     /// A vector that is not there or too short.
     pub(crate) fn slice(&self, name: &str, first: i64, count: i64) -> Result<Tensor> {
         let refuse = |problem: String| EngineError::Checkpoint { path: self.path.clone(), problem };
-        let entry = self.entries.get(name).ok_or_else(|| refuse(format!("has no vector {name}")))?;
+        let entry =
+            self.entries.get(name).ok_or_else(|| refuse(format!("has no vector {name}")))?;
         let kind = match entry.dtype.as_str() {
             "F32" => Kind::Float,
             "BF16" => Kind::BFloat16,
@@ -143,9 +149,9 @@ impl ShardFile {
         if begin + bytes.len() as u64 > entry.data_offsets[1] {
             return Err(refuse(format!("vector {name} ends before element {}", first + count)));
         }
-        self.file
-            .read_exact_at(&mut bytes, self.data_start + begin)
-            .map_err(|source| EngineError::File { action: "read", path: self.path.clone(), source })?;
+        self.file.read_exact_at(&mut bytes, self.data_start + begin).map_err(|source| {
+            EngineError::File { action: "read", path: self.path.clone(), source }
+        })?;
         Ok(Tensor::f_from_data_size(&bytes, &[count], kind)?)
     }
 }

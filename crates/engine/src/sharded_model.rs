@@ -132,9 +132,8 @@ impl ShardedModel {
     /// Bytes of this rank's master shards.
     #[must_use]
     pub fn shard_bytes(&self) -> u64 {
-        let bytes = |block: &FlatBlock| {
-            block.master().numel() * block.master().kind().elt_size_in_bytes()
-        };
+        let bytes =
+            |block: &FlatBlock| block.master().numel() * block.master().kind().elt_size_in_bytes();
         self.blocks.iter().map(|block| bytes(block) as u64).sum()
     }
 

@@ -70,7 +70,8 @@ fn a_newer_checkpoint_replaces_an_older_one() {
     saved(&tiny, 2, &folder);
     saved(&tiny, 1, &folder);
     assert_eq!(read_manifest(&folder).unwrap().ranks, 1);
-    let names: Vec<_> = std::fs::read_dir(run.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+    let names: Vec<_> =
+        std::fs::read_dir(run.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
     assert_eq!(names, ["checkpoint"]);
     assert_eq!(std::fs::read_dir(&folder).unwrap().count(), 2, "the second shard is gone");
 }
@@ -119,7 +120,10 @@ fn ckpt_2_damaged_checkpoints_are_refused_by_name() {
     assert_refused(|folder| std::fs::remove_file(shard(folder)).unwrap(), &[name, "is missing"]);
     let cut = |folder: &Path| std::fs::write(folder.join(MANIFEST), b"{\"format\":").unwrap();
     assert_refused(cut, &[MANIFEST, "not a valid manifest"]);
-    assert_refused(|folder| std::fs::remove_dir_all(folder).unwrap(), &[MANIFEST, "cannot be read"]);
+    assert_refused(
+        |folder| std::fs::remove_dir_all(folder).unwrap(),
+        &[MANIFEST, "cannot be read"],
+    );
 }
 
 #[test]
@@ -173,6 +177,9 @@ fn ckpt_1_a_full_disk_is_named_and_nothing_is_left() {
         let model = tiny.load(plan(settings()), comm);
         model.save_checkpoint(&folder).unwrap_err().to_string()
     });
-    assert!(errors.iter().any(|e| e.contains("No space left") && e.contains("shard-0000")), "{errors:?}");
+    assert!(
+        errors.iter().any(|e| e.contains("No space left") && e.contains("shard-0000")),
+        "{errors:?}"
+    );
     assert_eq!(std::fs::read_dir(disk.0.path()).unwrap().count(), 0, "something was left behind");
 }

@@ -35,7 +35,12 @@ fn update(aggregation: Aggregation) -> PolicyUpdate {
 }
 
 /// Runs an update; the metrics and the weights after it, from rank 0.
-fn run(tiny: &TinyModel, world: usize, settings: &EngineSettings, update: &PolicyUpdate) -> (Metrics, Vec<f32>) {
+fn run(
+    tiny: &TinyModel,
+    world: usize,
+    settings: &EngineSettings,
+    update: &PolicyUpdate,
+) -> (Metrics, Vec<f32>) {
     let outcome = ranks(world, |comm| {
         let mut model = tiny.load(plan(settings.clone()), comm);
         let metrics = update_policy(&mut model, &samples(), update).unwrap();
@@ -57,7 +62,8 @@ fn plain(tiny: &TinyModel, update: &PolicyUpdate) -> (f64, f64, Vec<f32>) {
     for (step, mini_batch) in [&samples[..3], &samples[3..]].into_iter().enumerate() {
         let loss = plain_loss(tiny, &params, mini_batch, update, tied);
         losses += loss.double_value(&[]);
-        norms += plain_step(&mut params, &loss, &mut moments, step as i32 + 1, update.learning_rate);
+        norms +=
+            plain_step(&mut params, &loss, &mut moments, step as i32 + 1, update.learning_rate);
     }
     (losses / 2.0, norms / 2.0, concatenated(&params))
 }
@@ -82,7 +88,8 @@ fn plain_loss(
         let (first, count) = (sample.prompt_ids.len() as i64 - 1, sample.response_ids.len() as i64);
         let rows = all.narrow(0, first, count);
         let targets: Vec<i64> = sample.response_ids.iter().map(|&id| i64::from(id)).collect();
-        logps.push(rows.gather(1, &Tensor::from_slice(&targets).unsqueeze(1), false).squeeze_dim(1));
+        logps
+            .push(rows.gather(1, &Tensor::from_slice(&targets).unsqueeze(1), false).squeeze_dim(1));
         entropies.push(-(rows.exp() * rows).sum_dim_intlist(1, false, Kind::Float));
         cu_seqlens.push(cu_seqlens.last().unwrap() + count);
     }
@@ -113,7 +120,8 @@ fn pol_1_equals_plain_autograd_at_every_cut_world_size_and_memory_setting() {
         assert!(norm > 0.5, "clipping should be at work, the norm is {norm}");
         let cuts = [13, 20, 1000];
         for (world, budget) in [1, 2, 4].into_iter().flat_map(|w| cuts.map(|budget| (w, budget))) {
-            for (recompute, reshard) in [(true, true), (false, true), (true, false), (false, false)] {
+            for (recompute, reshard) in [(true, true), (false, true), (true, false), (false, false)]
+            {
                 let what = format!(
                     "tied {tied}, {world} ranks, {budget} tokens, recompute {recompute}, reshard {reshard}"
                 );
@@ -125,7 +133,11 @@ fn pol_1_equals_plain_autograd_at_every_cut_world_size_and_memory_setting() {
                 };
                 let (metrics, weights) = run(&tiny, world, &settings, &update);
                 assert!((metrics["loss"] - loss).abs() < 1e-5, "{what}: loss {}", metrics["loss"]);
-                assert!((metrics["grad_norm"] - norm).abs() < 1e-5, "{what}: {}", metrics["grad_norm"]);
+                assert!(
+                    (metrics["grad_norm"] - norm).abs() < 1e-5,
+                    "{what}: {}",
+                    metrics["grad_norm"]
+                );
                 assert_close(&weights, &expected, TOLERANCE, &what);
             }
         }
@@ -144,7 +156,11 @@ fn every_aggregation_is_independent_of_the_cut() {
         let (loss, _, expected) = plain(&tiny, &update);
         let settings = EngineSettings { micro_batch_tokens: 14, ..settings() };
         let (metrics, weights) = run(&tiny, 2, &settings, &update);
-        assert!((metrics["loss"] - loss).abs() < 1e-5, "{aggregation:?}: {} != {loss}", metrics["loss"]);
+        assert!(
+            (metrics["loss"] - loss).abs() < 1e-5,
+            "{aggregation:?}: {} != {loss}",
+            metrics["loss"]
+        );
         assert_close(&weights, &expected, TOLERANCE, &format!("{aggregation:?}"));
     }
 }
@@ -235,10 +251,12 @@ fn frozen_layers_keep_their_values_and_the_others_train_as_before() {
     let train = |frozen_layers: usize, world: usize| {
         ranks(world, |comm| {
             let settings = EngineSettings { frozen_layers, ..settings() };
-            let mut model = tiny.load(crate::LoadPlan { optimizer: Some(unclipped), ..plan(settings) }, comm);
+            let mut model =
+                tiny.load(crate::LoadPlan { optimizer: Some(unclipped), ..plan(settings) }, comm);
             let before = weights(&model);
             update_policy(&mut model, &samples(), &update).unwrap();
-            let frozen: i64 = model.blocks.iter().take(frozen_layers + 1).map(|b| b.layout.elements).sum();
+            let frozen: i64 =
+                model.blocks.iter().take(frozen_layers + 1).map(|b| b.layout.elements).sum();
             (before, weights(&model), frozen as usize)
         })
         .swap_remove(0)

@@ -14,8 +14,11 @@ use super::support::*;
 use crate::publish::{Bucket, receive};
 use crate::{EngineSettings, OldLogProbs, PolicyUpdate, Precision, update_policy};
 
+/// Values and buckets that arrived, or the refusal.
+type Arrival = Result<(Vec<f32>, Vec<Bucket>), String>;
+
 /// Publishes from two policy ranks to one receiver: what was sent, what arrived, the weights.
-fn publish(compute: Precision, version: u64, expected: u64) -> (Vec<Bucket>, Result<(Vec<f32>, Vec<Bucket>), String>, Vec<f32>) {
+fn publish(compute: Precision, version: u64, expected: u64) -> (Vec<Bucket>, Arrival, Vec<f32>) {
     let tiny = TinyModel::new(true, 4);
     let specs = tiny.decoder.blocks(&HeadSpec::CausalLm);
     let mut everybody = in_process::group(3);

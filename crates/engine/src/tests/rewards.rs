@@ -46,11 +46,13 @@ fn plain(tiny: &TinyModel, head: &ScoreHead) -> (f64, Vec<f32>) {
     let (mut moments, mut last) = (Vec::new(), 0.0);
     for step in 1..=2 {
         let scores = |ids: fn(&TextPair) -> &Vec<u32>| {
-            let scores: Vec<_> = pairs().iter().map(|p| plain_scores(tiny, head, &params, ids(p))).collect();
+            let scores: Vec<_> =
+                pairs().iter().map(|p| plain_scores(tiny, head, &params, ids(p))).collect();
             Tensor::cat(&scores, 0)
         };
         let (better, worse) = (scores(|p| &p.better_ids), scores(|p| &p.worse_ids));
-        let terms = pairwise(&Pairwise { regularization: REGULARIZATION }, &better, &worse, pairs().len());
+        let terms =
+            pairwise(&Pairwise { regularization: REGULARIZATION }, &better, &worse, pairs().len());
         let loss = terms.unwrap().loss;
         last = loss.double_value(&[]);
         plain_step(&mut params, &loss, &mut moments, step, LEARNING_RATE);
@@ -65,18 +67,24 @@ fn training_equals_plain_autograd_at_every_cut_and_world_size() {
         let (loss, expected) = plain(&tiny, &head);
         for (world, budget) in [(1, 1000), (1, 16), (2, 1000), (2, 16), (4, 20)] {
             for recompute in [true, false] {
-                let what = format!("{head:?}, {world} ranks, {budget} tokens, recompute {recompute}");
+                let what =
+                    format!("{head:?}, {world} ranks, {budget} tokens, recompute {recompute}");
                 let settings =
                     EngineSettings { micro_batch_tokens: budget, recompute, ..settings() };
                 let outcome = ranks(world, |comm| {
                     let mut model = tiny.load(reward_plan(&head, settings.clone()), comm);
-                    let mut step = || train_pairs(&mut model, &pairs(), LEARNING_RATE, REGULARIZATION);
+                    let mut step =
+                        || train_pairs(&mut model, &pairs(), LEARNING_RATE, REGULARIZATION);
                     step().unwrap();
                     let metrics = step().unwrap();
                     (metrics, weights(&model))
                 });
                 let (metrics, weights) = &outcome[0];
-                assert!((metrics["loss"] - loss).abs() < 1e-5, "{what}: {} != {loss}", metrics["loss"]);
+                assert!(
+                    (metrics["loss"] - loss).abs() < 1e-5,
+                    "{what}: {} != {loss}",
+                    metrics["loss"]
+                );
                 assert_close(weights, &expected, 1e-5, &what);
             }
         }

@@ -94,7 +94,8 @@ pub(super) fn ranks<T: Send>(
     let work = &work;
     std::thread::scope(|scope| {
         let members = in_process::group(world_size).into_iter();
-        let threads: Vec<_> = members.map(|comm| scope.spawn(move || work(Box::new(comm)))).collect();
+        let threads: Vec<_> =
+            members.map(|comm| scope.spawn(move || work(Box::new(comm)))).collect();
         threads.into_iter().map(|thread| thread.join().unwrap()).collect()
     })
 }
@@ -118,9 +119,12 @@ pub(super) fn assert_close(got: &[f32], expected: &[f32], tolerance: f32, what: 
 
 /// Responses of unequal lengths with made-up sampler log-probs and advantages.
 pub(super) fn samples() -> Vec<PolicySample> {
-    let lengths = [(3, 5), (2, 1), (4, 9), (1, 3), (6, 7), (2, 4), (5, 2)];
+    let lengths = [(3, 5), (2, 1), (4, 9), (1, 3), (6, 7), (6, 4), (5, 2)];
     let value = |seed: usize| ((seed * 7919 + 13) % 101) as f32 / 101.0;
     let sample = |(index, &(prompt, response)): (usize, &(usize, usize))| {
+        // The sixth sample answers the fifth one's prompt.
+        let group = if index == 5 { 4 } else { index };
+        let prompt_token = |position: usize| ((group * 31 + position * 17 + 5) % 29) as u32;
         let token = |position: usize| ((index * 31 + position * 17 + 5) % 29) as u32;
         let per_token = |salt: usize, scale: f32, shift: f32| -> Vec<f32> {
             (0..response).map(|t| value(index * 100 + t * 3 + salt) * scale + shift).collect()
@@ -128,7 +132,7 @@ pub(super) fn samples() -> Vec<PolicySample> {
         PolicySample {
             sample: ResponseSample {
                 id: format!("0/p-{index}/0"),
-                prompt_ids: (0..prompt).map(token).collect(),
+                prompt_ids: (0..prompt).map(prompt_token).collect(),
                 response_ids: (prompt..prompt + response).map(token).collect(),
                 rollout_logps: per_token(1, 1.0, -3.8),
             },
