@@ -1,5 +1,8 @@
 //! A tree computes what its branches would compute as sequences of their own.
 
+// Clippy's exception for tests does not reach the functions they share.
+#![allow(clippy::unwrap_used)]
+
 use plumb_model::{Decoder, HeadSpec, ModelConfig, Packed, Tree, random_blocks};
 use tch::{Kind, Tensor};
 
@@ -11,14 +14,20 @@ fn decoder(window: &str) -> Decoder {
             "max_position_embeddings": 64, "rms_norm_eps": 1e-6, "rope_theta": 10000.0,
             "tie_word_embeddings": true {window}}}"#
     );
-    Decoder::new(ModelConfig::from_json(&config, std::path::Path::new("config.json")).unwrap()).unwrap()
+    Decoder::new(ModelConfig::from_json(&config, std::path::Path::new("config.json")).unwrap())
+        .unwrap()
 }
 
 const PROMPT: [u32; 5] = [3, 14, 15, 9, 26];
 const BRANCHES: [&[u32]; 3] = [&[5, 35, 8], &[9], &[7, 9, 3, 2]];
 
 /// Hidden states of every branch (prompt included) and the gradients of their sum of squares.
-fn run(decoder: &Decoder, packed: &Packed, kind: Kind, rows: &[Vec<i64>]) -> (Vec<Tensor>, Vec<Tensor>) {
+fn run(
+    decoder: &Decoder,
+    packed: &Packed,
+    kind: Kind,
+    rows: &[Vec<i64>],
+) -> (Vec<Tensor>, Vec<Tensor>) {
     let blocks = random_blocks(&decoder.blocks(&HeadSpec::CausalLm), 7).unwrap();
     let blocks: Vec<Vec<Tensor>> = blocks
         .iter()
@@ -29,7 +38,8 @@ fn run(decoder: &Decoder, packed: &Packed, kind: Kind, rows: &[Vec<i64>]) -> (Ve
     for layer in 0..2 {
         hidden = decoder.layer(layer, &blocks[layer + 1], &hidden, &layout).unwrap();
     }
-    let parts: Vec<Tensor> = rows.iter().map(|r| hidden.index_select(0, &Tensor::from_slice(r))).collect();
+    let parts: Vec<Tensor> =
+        rows.iter().map(|r| hidden.index_select(0, &Tensor::from_slice(r))).collect();
     // The prompt's rows are counted once, however often they were computed.
     let loss = parts
         .iter()
@@ -81,7 +91,11 @@ fn the_plain_kernel_of_bf16_agrees_too() {
 
 #[test]
 fn a_sliding_window_counts_positions_not_rows() {
-    compare(r#", "use_sliding_window": true, "sliding_window": 3, "max_window_layers": 0"#, Kind::Float, 1e-5);
+    compare(
+        r#", "use_sliding_window": true, "sliding_window": 3, "max_window_layers": 0"#,
+        Kind::Float,
+        1e-5,
+    );
 }
 
 #[test]
