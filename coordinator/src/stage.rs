@@ -7,6 +7,7 @@ mod export;
 mod grpo;
 mod journal;
 pub mod label;
+mod meter;
 mod model_source;
 pub mod prepare;
 mod reward_model;

@@ -56,11 +56,7 @@ impl Progress {
             Some(stage.steps),
             ProgressDrawTarget::stderr_with_hz(8),
         );
-        let template = if stage.steps > 0 {
-            "{prefix} {bar:24} {pos}/{len} {elapsed} {wide_msg}"
-        } else {
-            "{prefix} {spinner} {elapsed} {wide_msg}"
-        };
+        let template = "{prefix} {spinner} {bar:24} {pos}/{len} {elapsed} {wide_msg}";
         if let Ok(style) = ProgressStyle::with_template(template) {
             bar.set_style(style.progress_chars("=> "));
         }
@@ -77,6 +73,7 @@ impl Progress {
         let text = step_text(&step.metrics, eta);
         match &self.bar {
             Some(bar) => {
+                bar.set_length(step.steps);
                 bar.set_position(step.step);
                 bar.set_message(text);
             }

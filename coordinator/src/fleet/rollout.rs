@@ -113,8 +113,17 @@ impl RolloutFleet {
         self.live.lock().unwrap_or_else(PoisonError::into_inner).version
     }
 
-    /// Splits prompts over the workers, runs them all and puts the groups back in order.
-    async fn answer(&self, key: PhaseKey, prompts: &[Prompt]) -> Result<Generation, PhaseError> {
+    /// Splits prompts over the workers, runs them all and puts the groups back in order;
+    /// `heard` is told of each group as it is finished.
+    ///
+    /// # Errors
+    /// A worker was lost, or did not answer a prompt.
+    pub async fn answer(
+        &self,
+        key: PhaseKey,
+        prompts: &[Prompt],
+        heard: &(dyn Fn(&GenerateProgress) + Send + Sync),
+    ) -> Result<Generation, PhaseError> {
         let workers = self.group.workers();
         let version = self.version();
         let share = |rank: usize| -> Vec<WirePrompt> {
@@ -126,7 +135,7 @@ impl RolloutFleet {
             .group
             .call_all(&busy, self.settings.phase, |worker, shard| {
                 let request = self.request(&worker, key, shard, share(shard as usize), version);
-                async move { collect(&worker, request).await }
+                async move { collect(&worker, request, heard).await }
             })
             .await?;
         let mut groups: BTreeMap<String, Generated> = BTreeMap::new();
@@ -216,7 +225,7 @@ impl RolloutFleet {
 
 impl Rollout for RolloutFleet {
     fn generate<'a>(&'a self, key: PhaseKey, prompts: &'a [Prompt]) -> Answer<'a, Generation> {
-        Box::pin(self.answer(key, prompts))
+        Box::pin(self.answer(key, prompts, &|_| ()))
     }
 }
 
@@ -228,11 +237,14 @@ pub(super) fn client(worker: &Worker) -> RolloutServiceClient<tonic::transport::
 async fn collect(
     worker: &Worker,
     request: GenerateRequest,
+    heard: &(dyn Fn(&GenerateProgress) + Send + Sync),
 ) -> Result<Vec<GenerateProgress>, tonic::Status> {
     let mut stream = client(worker).generate(request).await?.into_inner();
     let mut groups = Vec::new();
     while let Some(progress) = stream.next().await {
-        groups.push(progress?);
+        let progress = progress?;
+        heard(&progress);
+        groups.push(progress);
     }
     Ok(groups)
 }

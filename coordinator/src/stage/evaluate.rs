@@ -12,6 +12,7 @@ use plumb_domain::{Label, Prompt, Role, StepId};
 use plumb_telemetry::JsonLines;
 
 use super::label::parse_rule;
+use super::meter::Meter;
 use super::model_source::component_path;
 use super::sample_log::{SampleLine, fetch};
 use super::{Figures, Outputs, StageContext};
@@ -21,7 +22,7 @@ use crate::fleet::rollout::{GenerateSettings, RolloutFleet};
 use crate::job::error::JobError;
 use crate::job::summary::{AnswerPair, MeasureResult};
 use crate::ports::{
-    Phase, PhaseError, PhaseKey, PlainSample, Rewards as _, Rollout as _, SampleScores,
+    Phase, PhaseError, PhaseKey, PlainSample, Rewards as _, SampleScores,
 };
 
 /// Whole repeats of one model's evaluation after a lost worker.
@@ -142,7 +143,9 @@ async fn once(
     let key = |phase| PhaseKey { step: StepId(0), phase, attempt };
     let start = std::time::Instant::now();
     let rollout = RolloutFleet::load(group, recipe.clone(), model, settings).await?;
-    let generation = rollout.generate(key(Phase::Generate), prompts).await?;
+    let meter = Meter::new(&context.events, &stage.name, prompts.len());
+    let heard = |p: &_| meter.heard(p);
+    let generation = rollout.answer(key(Phase::Generate), prompts, &heard).await?;
     context.log.span("evaluate", "answers", start.elapsed().as_secs_f64(), true);
     let scores = rewards.score(key(Phase::Score), &generation).await?;
     let samples = fetch(context, &generation).await?;

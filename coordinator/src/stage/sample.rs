@@ -7,11 +7,12 @@ use rand::SeedableRng as _;
 use rand::seq::SliceRandom as _;
 use rand_chacha::ChaCha8Rng;
 
+use super::meter::Meter;
 use super::sample_log::{SampleLine, fetch};
 use super::{Figures, Outputs, StageContext};
 use crate::fleet::rollout::{GenerateSettings, RolloutFleet};
 use crate::job::error::JobError;
-use crate::ports::{Phase, PhaseError, PhaseKey, Rollout as _};
+use crate::ports::{Phase, PhaseError, PhaseKey};
 
 pub(super) async fn run(
     stage: &SampleStage,
@@ -36,6 +37,7 @@ pub(super) async fn run(
     let mut attempts = 0;
     let (generation, samples) = loop {
         let attempt = group.fresh_attempt();
+        let meter = Meter::new(&context.events, &stage.name, prompts.len());
         let key = PhaseKey { step: StepId(0), phase: Phase::Generate, attempt };
         let run = async {
             let rollout = RolloutFleet::load(
@@ -45,7 +47,7 @@ pub(super) async fn run(
                 settings.clone(),
             )
             .await?;
-            let generation = rollout.generate(key, &prompts).await?;
+            let generation = rollout.answer(key, &prompts, &|p| meter.heard(p)).await?;
             let samples = fetch(context, &generation).await?;
             Ok::<_, JobError>((generation, samples))
         };
