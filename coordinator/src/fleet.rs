@@ -24,9 +24,7 @@ use plumb_domain::{JobId, Role};
 use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
 
-use crate::cluster::{
-    Bundle, Cluster, GroupSpec, RestartPolicy, RestartScope, Strategy,
-};
+use crate::cluster::{Bundle, Cluster, GroupSpec, RestartPolicy, RestartScope, Strategy};
 use crate::job::error::JobError;
 
 pub use group::RoleGroup;

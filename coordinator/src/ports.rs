@@ -9,8 +9,8 @@ use futures::future::BoxFuture;
 use plumb_domain::{Prompt, Role, StepId};
 
 pub use record::{
-    CommitReport, Generated, Generation, Phase, PhaseError, PhaseKey, PlainSample,
-    ReferenceLogps, SampleScores, UpdatePlan, UpdateReport,
+    CommitReport, Generated, Generation, Phase, PhaseError, PhaseKey, PlainSample, ReferenceLogps,
+    SampleScores, UpdatePlan, UpdateReport,
 };
 
 /// A port's answer.

@@ -99,8 +99,7 @@ impl Step<'_> {
             })
             .await?;
         clock.time(Phase::Publish, &mut seconds, |key| self.policy.publish(key)).await?;
-        let commit =
-            clock.time(Phase::Commit, &mut seconds, |key| self.policy.commit(key)).await?;
+        let commit = clock.time(Phase::Commit, &mut seconds, |key| self.policy.commit(key)).await?;
 
         Ok(StepOutcome {
             prompts,

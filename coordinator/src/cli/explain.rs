@@ -25,7 +25,8 @@ pub(super) fn run(args: &RecipeArgs) -> anyhow::Result<Ended> {
 /// Sizes of a decoder from its `config.json`.
 fn shape(folder: &Path) -> anyhow::Result<derive::ModelShape> {
     let path = folder.join("config.json");
-    let text = std::fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
+    let text =
+        std::fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
     let config: serde_json::Value =
         serde_json::from_str(&text).with_context(|| format!("{} is not JSON", path.display()))?;
     let number = |key: &str| {

@@ -35,8 +35,7 @@ impl Submission {
         let base_dir = folder
             .canonicalize()
             .with_context(|| format!("find the recipe's folder {}", folder.display()))?;
-        let run_dir =
-            args.run_dir.clone().unwrap_or_else(|| Path::new("runs").join(&recipe.name));
+        let run_dir = args.run_dir.clone().unwrap_or_else(|| Path::new("runs").join(&recipe.name));
         let run_dir = std::path::absolute(&run_dir)
             .with_context(|| format!("find the run folder {}", run_dir.display()))?;
         Ok(Self { recipe, base_dir, run_dir })

@@ -52,10 +52,8 @@ impl Progress {
             eprintln!("{title}");
             return;
         }
-        let bar = ProgressBar::with_draw_target(
-            Some(stage.steps),
-            ProgressDrawTarget::stderr_with_hz(8),
-        );
+        let bar =
+            ProgressBar::with_draw_target(Some(stage.steps), ProgressDrawTarget::stderr_with_hz(8));
         let template = "{prefix} {spinner} {bar:24} {pos}/{len} {elapsed} {wide_msg}";
         if let Ok(style) = ProgressStyle::with_template(template) {
             bar.set_style(style.progress_chars("=> "));
@@ -90,7 +88,8 @@ impl Progress {
             .filter(|(name, _)| own(name))
             .map(|(name, value)| format!("{name} {}", figure(value)))
             .collect();
-        let text = format!("{} done in {:.1} s  {}", stage.stage, stage.seconds, figures.join("  "));
+        let text =
+            format!("{} done in {:.1} s  {}", stage.stage, stage.seconds, figures.join("  "));
         eprintln!("  {}", text.trim_end());
     }
 
@@ -112,9 +111,9 @@ fn step_text(metrics: &HashMap<String, f64>, eta_secs: Option<f64>) -> String {
     };
     take(metric::REWARD_MEAN, "reward");
     for name in sorted(metrics).keys() {
-        let shown = name
-            .strip_prefix("reward/")
-            .filter(|rest| !rest.contains('/') && !["mean", "failed", "equal_groups"].contains(rest));
+        let shown = name.strip_prefix("reward/").filter(|rest| {
+            !rest.contains('/') && !["mean", "failed", "equal_groups"].contains(rest)
+        });
         if let Some(component) = shown {
             take(name, component);
         }

@@ -10,8 +10,9 @@ use crate::report::figure;
 pub(super) fn render(summary: &Summary, run_dir: &Path) -> String {
     let mut out = String::new();
     if !summary.measures.is_empty() {
-        let mut rows = vec![["held-out measure", "before", "after", "se", "better by", "n"]
-            .map(str::to_owned)];
+        let mut rows = vec![
+            ["held-out measure", "before", "after", "se", "better by", "n"].map(str::to_owned),
+        ];
         for m in &summary.measures {
             let label = m.label.as_deref().unwrap_or("all");
             rows.push([

@@ -185,8 +185,7 @@ impl RoleGroup {
     /// A member was lost or refused.
     pub async fn collective(&self, name: &str, members: &[Worker]) -> Result<(), PhaseError> {
         let backend = if self.gpus { "nccl" } else { "gloo" };
-        let formed =
-            self.cluster.init_collective(name, members, backend, self.collective_timeout);
+        let formed = self.cluster.init_collective(name, members, backend, self.collective_timeout);
         let formed = tokio::select! {
             formed = formed => formed.map(|_| ()).map_err(|error| self.phase_error(&error)),
             () = self.cancel.cancelled() => Err(PhaseError::Cancelled),

@@ -173,8 +173,7 @@ impl PolicyFleet {
         let samples = generation.objects();
         let temperature = self.recipe.sampling.temperature;
         let old_logps = if a.old_logps == OldLogps::Recompute {
-            let answers =
-                log_probs(&self.group, key, "old_logps", &samples, temperature).await?;
+            let answers = log_probs(&self.group, key, "old_logps", &samples, temperature).await?;
             answers.into_iter().filter_map(|answer| answer.logps).collect()
         } else {
             Vec::new()
@@ -216,7 +215,10 @@ impl PolicyFleet {
         let metrics: BTreeMap<String, f64> =
             answers.into_iter().next().map(|a| a.metrics.into_iter().collect()).unwrap_or_default();
         if let Some((name, value)) = metrics.iter().find(|(_, v)| !v.is_finite()) {
-            return Err(PhaseError::Failed(format!("the update of step {} gave {name} = {value}", key.step)));
+            return Err(PhaseError::Failed(format!(
+                "the update of step {} gave {name} = {value}",
+                key.step
+            )));
         }
         self.state().version = version;
         Ok(UpdateReport { metrics, policy_version: version })
@@ -255,11 +257,9 @@ impl PolicyFleet {
             })
             .await?;
         let files: Vec<_> = saved.into_iter().map(|s| s.files).collect();
-        let failed = |e: crate::job::error::JobError| {
-            PhaseError::Failed(crate::job::error::chain(&e))
-        };
-        let bytes =
-            checkpoint::seal(folder, key.step, self.version(), &files).map_err(failed)?;
+        let failed =
+            |e: crate::job::error::JobError| PhaseError::Failed(crate::job::error::chain(&e));
+        let bytes = checkpoint::seal(folder, key.step, self.version(), &files).map_err(failed)?;
         checkpoint::prune(&self.checkpoints, folder, self.recipe.checkpoint.keep)
             .map_err(failed)?;
         Ok(bytes)

@@ -19,9 +19,7 @@ use super::rewards::RewardFleet;
 use super::rollout::RolloutFleet;
 use crate::job::events::EventLog;
 use crate::job::log::RunLog;
-use crate::ports::{
-    Answer, Generated, Generation, Phase, PhaseError, PhaseKey, Recovery,
-};
+use crate::ports::{Answer, Generated, Generation, Phase, PhaseError, PhaseKey, Recovery};
 
 /// The groups of a training stage.
 pub struct FleetRecovery {

@@ -54,8 +54,8 @@ impl ReferenceFleet {
         let mut loaded = self.loaded.lock().await;
         let workers = self.group.workers();
         let same = |a: &Worker, b: &Worker| a.id() == b.id() && a.epoch() == b.epoch();
-        let all_same = loaded.len() == workers.len()
-            && loaded.iter().zip(&workers).all(|(a, b)| same(a, b));
+        let all_same =
+            loaded.len() == workers.len() && loaded.iter().zip(&workers).all(|(a, b)| same(a, b));
         if all_same {
             return Ok(());
         }

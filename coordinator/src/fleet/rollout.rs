@@ -177,12 +177,8 @@ impl RolloutFleet {
         prompts: Vec<WirePrompt>,
         version: PolicyVersion,
     ) -> GenerateRequest {
-        let id = CallId {
-            step: key.step.0,
-            phase: self.settings.phase,
-            shard,
-            attempt: key.attempt,
-        };
+        let id =
+            CallId { step: key.step.0, phase: self.settings.phase, shard, attempt: key.attempt };
         let s = &self.settings.sampling;
         GenerateRequest {
             context: Some(self.group.context(worker, &id)),

@@ -106,11 +106,7 @@ impl Trainer {
     ///
     /// # Errors
     /// A rank was lost.
-    pub async fn score(
-        &self,
-        step: u64,
-        pairs: &[TextPair],
-    ) -> Result<Vec<PairScore>, PhaseError> {
+    pub async fn score(&self, step: u64, pairs: &[TextPair]) -> Result<Vec<PairScore>, PhaseError> {
         let workers = self.group.workers();
         let answers = self
             .group

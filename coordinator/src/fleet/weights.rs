@@ -75,9 +75,10 @@ impl Weights {
                 return Err(error);
             }
         };
-        let buckets = sent.into_iter().map(|s| s.buckets).find(|b| !b.is_empty()).ok_or_else(
-            || PhaseError::Failed(format!("no policy rank told the buckets of version {version}")),
-        )?;
+        let buckets =
+            sent.into_iter().map(|s| s.buckets).find(|b| !b.is_empty()).ok_or_else(|| {
+                PhaseError::Failed(format!("no policy rank told the buckets of version {version}"))
+            })?;
         try_join_all(rollout.iter().enumerate().map(|(rank, worker)| {
             let id = CallId { step, phase: "activate", shard: rank as u32, attempt };
             let request = ActivateRequest {
@@ -100,8 +101,8 @@ impl Weights {
         let mut wanted = self.policy.workers();
         wanted.extend(self.rollout.group().workers());
         let same = |a: &Worker, b: &Worker| a.id() == b.id() && a.epoch() == b.epoch();
-        let stands = members.len() == wanted.len()
-            && members.iter().zip(&wanted).all(|(a, b)| same(a, b));
+        let stands =
+            members.len() == wanted.len() && members.iter().zip(&wanted).all(|(a, b)| same(a, b));
         if stands {
             return Ok(());
         }

@@ -84,8 +84,7 @@ impl RunFolder {
             }
         }
         let path = self.root.join("samples");
-        std::fs::create_dir_all(&path)
-            .map_err(|source| JobError::Io { what: "made", path, source })
+        std::fs::create_dir_all(&path).map_err(|source| JobError::Io { what: "made", path, source })
     }
 
     /// Removes what a job that did not end well left half-written: temporary names, up to two

@@ -81,14 +81,7 @@ async fn run_stages(job: Job, cluster: Cluster) -> Result<PathBuf, JobError> {
     let recipe = Arc::new(job.recipe);
     let log = RunLog::open(job.folder.path("metrics.jsonl"))?;
     let logs = job.folder.path("logs");
-    let fleet = Fleet::new(
-        cluster,
-        job.id,
-        job.prefix,
-        recipe.clone(),
-        logs,
-        job.cancel.clone(),
-    );
+    let fleet = Fleet::new(cluster, job.id, job.prefix, recipe.clone(), logs, job.cancel.clone());
     let context = StageContext {
         recipe,
         base_dir: job.base_dir,

@@ -55,7 +55,8 @@ impl Jobs {
     /// The gRPC service.
     #[must_use]
     pub fn service(&self) -> JobServiceServer<Self> {
-        JobServiceServer::new(self.clone()).max_decoding_message_size(plumb_runtime::MAX_MESSAGE_BYTES)
+        JobServiceServer::new(self.clone())
+            .max_decoding_message_size(plumb_runtime::MAX_MESSAGE_BYTES)
     }
 
     /// Cancels every job and waits until each has ended and its workers are told to stop.

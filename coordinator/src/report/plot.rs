@@ -84,7 +84,8 @@ pub(super) fn line_plot(title: &str, curves: &[Curve], line: Option<(&str, f64)>
         for run in curve.points.split(|p| !p.1.is_finite()).filter(|run| !run.is_empty()) {
             let path: Vec<String> =
                 run.iter().map(|p| format!("{:.1},{:.1}", x(p.0), y(p.1))).collect();
-            let _ = write!(svg, "<polyline class=\"c{}\" points=\"{}\"/>", index % 6, path.join(" "));
+            let _ =
+                write!(svg, "<polyline class=\"c{}\" points=\"{}\"/>", index % 6, path.join(" "));
         }
     }
     svg.push_str("</svg><p class=\"legend\">");

@@ -36,7 +36,8 @@ pub(super) fn svg(spans: &[Span]) -> String {
     }
     let x = |secs: f64| LEFT + secs / end * (WIDTH - LEFT - 10.0);
     let height = ROW * lanes.len() as f64 + 24.0;
-    let mut svg = format!("<svg viewBox=\"0 0 {WIDTH} {height}\" role=\"img\" aria-label=\"timeline\">");
+    let mut svg =
+        format!("<svg viewBox=\"0 0 {WIDTH} {height}\" role=\"img\" aria-label=\"timeline\">");
     for (row, lane) in lanes.iter().enumerate() {
         let top = row as f64 * ROW;
         let _ = write!(

@@ -21,9 +21,7 @@ use crate::fleet::rewards::RewardFleet;
 use crate::fleet::rollout::{GenerateSettings, RolloutFleet};
 use crate::job::error::JobError;
 use crate::job::summary::{AnswerPair, MeasureResult};
-use crate::ports::{
-    Phase, PhaseError, PhaseKey, PlainSample, Rewards as _, SampleScores,
-};
+use crate::ports::{Phase, PhaseError, PhaseKey, PlainSample, Rewards as _, SampleScores};
 
 /// Whole repeats of one model's evaluation after a lost worker.
 const REPEATS: u32 = 3;
@@ -187,8 +185,7 @@ fn by_prompt(
 }
 
 fn rule_score(rule: &Rule, sample: &PlainSample) -> Result<f64, String> {
-    rule.score(&sample.answer())
-        .map_err(|error| format!("sample {}: {error}", sample.id))
+    rule.score(&sample.answer()).map_err(|error| format!("sample {}: {error}", sample.id))
 }
 
 /// Means before and after, and the standard error of the change paired by prompt.

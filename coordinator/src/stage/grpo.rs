@@ -79,7 +79,8 @@ pub(super) async fn run(
         journal: &journal,
         algorithm: &*roles.algorithm,
     };
-    let figures = Loop { stage, context, step, journal: &journal, recovery: &*recovery }.run().await?;
+    let figures =
+        Loop { stage, context, step, journal: &journal, recovery: &*recovery }.run().await?;
     outputs.kl = figures.1;
     outputs.artefacts.insert("checkpoint".to_owned(), "checkpoint".to_owned());
     outputs.policy = Some(roles.policy);
@@ -128,12 +129,14 @@ async fn place(context: &StageContext, outputs: &Outputs) -> Result<Roles, JobEr
         RewardFleet::load(reward, recipe, component),
         ReferenceFleet::load(reference, recipe.clone(), model.clone()),
     )?;
-    let (rollout, rewards, reference) =
-        (Arc::new(rollout), Arc::new(rewards), Arc::new(reference));
+    let (rollout, rewards, reference) = (Arc::new(rollout), Arc::new(rewards), Arc::new(reference));
     let algorithm = Arc::new(Grpo::new(recipe));
     let checkpoints = context.folder.path("checkpoint");
-    std::fs::create_dir_all(&checkpoints)
-        .map_err(|source| JobError::Io { what: "made", path: checkpoints.clone(), source })?;
+    std::fs::create_dir_all(&checkpoints).map_err(|source| JobError::Io {
+        what: "made",
+        path: checkpoints.clone(),
+        source,
+    })?;
     let policy = Arc::new(PolicyFleet::new(
         policy.clone(),
         recipe.clone(),

@@ -55,7 +55,12 @@ impl Journal for StepJournal<'_> {
     }
 
     fn end(&self, key: PhaseKey, seconds: f64, outcome: Result<(), &PhaseError>) {
-        self.log.span(key.phase.as_str(), &format!("{} {}", key.phase, key.step.0 + 1), seconds, outcome.is_ok());
+        self.log.span(
+            key.phase.as_str(),
+            &format!("{} {}", key.phase, key.step.0 + 1),
+            seconds,
+            outcome.is_ok(),
+        );
         if outcome.is_err() {
             return;
         }

@@ -63,11 +63,15 @@ pub(super) fn run(
         by_prompt.entry(sample.prompt_id.as_str()).or_default().push(Scored { sample, score });
     }
     let folder = context.folder.path("pairs");
-    std::fs::create_dir_all(&folder)
-        .map_err(|source| JobError::Io { what: "made", path: folder.clone(), source })?;
+    std::fs::create_dir_all(&folder).map_err(|source| JobError::Io {
+        what: "made",
+        path: folder.clone(),
+        source,
+    })?;
     let mut file = JsonLines::open(folder.join(format!("{}.jsonl", stage.name)))?;
     let mut pairs = Pairs::default();
-    let heldout = heldout_prompts(by_prompt.keys().copied(), stage.heldout_share, context.recipe.seed);
+    let heldout =
+        heldout_prompts(by_prompt.keys().copied(), stage.heldout_share, context.recipe.seed);
     let mut mean = 0.0;
     for (prompt, mut scored) in by_prompt {
         mean += scored.iter().map(|s| s.score).sum::<f64>();
@@ -86,7 +90,8 @@ pub(super) fn run(
                 worse_score: worse.score,
             })?;
             let ids = |s: &PlainSample| [s.prompt_ids.as_slice(), &s.response_ids].concat();
-            let pair = TextPair { id, better_ids: ids(better.sample), worse_ids: ids(worse.sample) };
+            let pair =
+                TextPair { id, better_ids: ids(better.sample), worse_ids: ids(worse.sample) };
             if held { pairs.heldout.push(pair) } else { pairs.train.push(pair) }
         }
     }

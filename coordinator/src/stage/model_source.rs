@@ -63,12 +63,10 @@ async fn fetch(
     if !is_id {
         return Err(wrong(missing(), "name a Hugging Face folder, or a hub id such as org/name"));
     }
-    let output = Command::new(worker)
-        .args(["fetch", name])
-        .stdin(Stdio::null())
-        .output()
-        .await
-        .map_err(|e| wrong(format!("{} cannot be started: {e}", worker.display()), "build it"))?;
+    let output =
+        Command::new(worker).args(["fetch", name]).stdin(Stdio::null()).output().await.map_err(
+            |e| wrong(format!("{} cannot be started: {e}", worker.display()), "build it"),
+        )?;
     if !output.status.success() {
         let cause = last_words(&output.stderr);
         return Err(wrong(
@@ -80,8 +78,9 @@ async fn fetch(
 }
 
 fn worker_program(wrong: &impl Fn(String, &str) -> JobError) -> Result<PathBuf, JobError> {
-    let own = std::env::current_exe()
-        .map_err(|e| wrong(format!("this program's own path is not known: {e}"), "start it anew"))?;
+    let own = std::env::current_exe().map_err(|e| {
+        wrong(format!("this program's own path is not known: {e}"), "start it anew")
+    })?;
     let worker = own.with_file_name("actor-worker");
     if worker.is_file() {
         return Ok(worker);
@@ -102,7 +101,10 @@ mod tests {
 
     #[test]
     fn the_last_line_says_why() {
-        assert_eq!(last_words(b"warn: x\nactor-worker: model.safetensors is cut off\n\n"), "model.safetensors is cut off");
+        assert_eq!(
+            last_words(b"warn: x\nactor-worker: model.safetensors is cut off\n\n"),
+            "model.safetensors is cut off"
+        );
         assert_eq!(last_words(b""), "no reason was given");
     }
 }

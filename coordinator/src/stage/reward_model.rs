@@ -72,7 +72,12 @@ async fn train(
         let start = std::time::Instant::now();
         let rate = stage.optimizer.learning_rate_at(step, steps);
         let figures = trainer.train(step, batch, rate, stage.regularization).await?;
-        context.log.span("reward_model", &format!("step {}", step + 1), start.elapsed().as_secs_f64(), true);
+        context.log.span(
+            "reward_model",
+            &format!("step {}", step + 1),
+            start.elapsed().as_secs_f64(),
+            true,
+        );
         context.log.step(&stage.name, step + 1, &figures)?;
         context.events.step_finished(&stage.name, step + 1, steps, &figures);
     }
@@ -82,7 +87,11 @@ async fn train(
         if scores.len() != pairs.heldout.len() {
             return Err(JobError::Stage {
                 stage: stage.name.clone(),
-                problem: format!("{} of {} held-out pairs were scored", scores.len(), pairs.heldout.len()),
+                problem: format!(
+                    "{} of {} held-out pairs were scored",
+                    scores.len(),
+                    pairs.heldout.len()
+                ),
             });
         }
         let (accuracy, margin) = accuracy(&scores);
@@ -92,8 +101,11 @@ async fn train(
     }
     let folder = context.folder.model(&stage.name);
     if let Some(parent) = folder.parent() {
-        std::fs::create_dir_all(parent)
-            .map_err(|source| JobError::Io { what: "made", path: parent.to_owned(), source })?;
+        std::fs::create_dir_all(parent).map_err(|source| JobError::Io {
+            what: "made",
+            path: parent.to_owned(),
+            source,
+        })?;
     }
     let bytes = trainer.export(&folder, recipe.model.dtype.as_str()).await?;
     figures.insert("bytes".to_owned(), bytes as f64);
@@ -139,11 +151,7 @@ mod tests {
             "name='rm'\npairs='l'\nepochs=2\npairs_per_step=3\noptimizer={learning_rate=1e-5}",
         )
         .unwrap();
-        let pair = |i: u32| TextPair {
-            id: i.to_string(),
-            better_ids: vec![i],
-            worse_ids: vec![i],
-        };
+        let pair = |i: u32| TextPair { id: i.to_string(), better_ids: vec![i], worse_ids: vec![i] };
         let pairs: Vec<TextPair> = (0..7).map(pair).collect();
         let batches = batches(&pairs, &stage, 1);
         assert_eq!(batches.iter().map(Vec::len).collect::<Vec<_>>(), [3, 3, 1, 3, 3, 1]);

@@ -79,9 +79,8 @@ pub(super) async fn run(
 
 /// The stage's prompts: of its labels, shuffled by seed, cut to its most.
 fn choose(stage: &SampleStage, prompts: &[Prompt], seed: u64) -> Vec<Prompt> {
-    let wanted = |p: &&Prompt| {
-        stage.labels.is_empty() || stage.labels.iter().any(|l| l == p.label.as_str())
-    };
+    let wanted =
+        |p: &&Prompt| stage.labels.is_empty() || stage.labels.iter().any(|l| l == p.label.as_str());
     let mut chosen: Vec<Prompt> = prompts.iter().filter(wanted).cloned().collect();
     chosen.shuffle(&mut ChaCha8Rng::seed_from_u64(seed));
     if stage.max_prompts > 0 {

@@ -70,11 +70,9 @@ pub(super) async fn fetch(
 ) -> Result<Vec<PlainSample>, PhaseError> {
     let peers = context.fleet.cluster().peers();
     let batches = try_join_all(generation.groups.iter().map(|group| async move {
-        let bytes = peers.fetch(&group.object).await.map_err(|status| {
-            PhaseError::SamplesLost {
-                owner: group.owner.clone(),
-                cause: status.message().to_owned(),
-            }
+        let bytes = peers.fetch(&group.object).await.map_err(|status| PhaseError::SamplesLost {
+            owner: group.owner.clone(),
+            cause: status.message().to_owned(),
         })?;
         SampleBatch::decode(bytes).map_err(|error| {
             PhaseError::Failed(format!("object {} is no sample batch: {error}", group.object.id))

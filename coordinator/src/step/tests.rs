@@ -73,22 +73,14 @@ impl Rollout for Port {
 }
 
 impl Rewards for Port {
-    fn score<'a>(
-        &'a self,
-        key: PhaseKey,
-        _: &'a Generation,
-    ) -> Answer<'a, Vec<SampleScores>> {
+    fn score<'a>(&'a self, key: PhaseKey, _: &'a Generation) -> Answer<'a, Vec<SampleScores>> {
         let scores = vec![SampleScores { sample_id: "s".into(), scores: BTreeMap::new() }];
         Box::pin(async move { self.0.call("score", key, scores) })
     }
 }
 
 impl Reference for Port {
-    fn log_probs<'a>(
-        &'a self,
-        key: PhaseKey,
-        _: &'a Generation,
-    ) -> Answer<'a, ReferenceLogps> {
+    fn log_probs<'a>(&'a self, key: PhaseKey, _: &'a Generation) -> Answer<'a, ReferenceLogps> {
         Box::pin(async move { self.0.call("reference", key, ReferenceLogps::default()) })
     }
 }
@@ -154,11 +146,8 @@ impl Algorithm for Port {
         _: &Generation,
         scores: &[SampleScores],
     ) -> Result<UpdatePlan, PhaseError> {
-        let advantage = SampleAdvantage {
-            sample_id: scores[0].sample_id.clone(),
-            advantage: 1.0,
-            keep: true,
-        };
+        let advantage =
+            SampleAdvantage { sample_id: scores[0].sample_id.clone(), advantage: 1.0, keep: true };
         Ok(UpdatePlan {
             advantages: vec![advantage],
             learning_rate: 1e-3,

@@ -55,8 +55,8 @@ pub struct RoleMemory {
 pub fn step(recipe: &Recipe) -> StepArithmetic {
     let a = &recipe.algorithm;
     let samples = u64::from(a.prompts_per_step) * u64::from(a.samples_per_prompt);
-    let longest = u64::from(recipe.rollout.max_prompt_tokens)
-        + u64::from(recipe.sampling.max_new_tokens);
+    let longest =
+        u64::from(recipe.rollout.max_prompt_tokens) + u64::from(recipe.sampling.max_new_tokens);
     let ranks = u64::from(recipe.groups.policy.world_size.max(1));
     let mini_batch = samples.div_ceil(u64::from(a.mini_batches.max(1)));
     let per_rank = mini_batch.div_ceil(ranks);
@@ -77,8 +77,9 @@ pub fn step(recipe: &Recipe) -> StepArithmetic {
 pub fn memory(recipe: &Recipe, model: ModelShape) -> Vec<RoleMemory> {
     let width = recipe.model.dtype.bytes();
     let micro = u64::from(recipe.engine.micro_batch_tokens);
-    let largest_block = (model.vocabulary * model.hidden)
-        .max(model.parameters.saturating_sub(model.vocabulary * model.hidden) / model.layers.max(1));
+    let largest_block = (model.vocabulary * model.hidden).max(
+        model.parameters.saturating_sub(model.vocabulary * model.hidden) / model.layers.max(1),
+    );
     let shard = |ranks: u32| model.parameters.div_ceil(u64::from(ranks.max(1)));
     // Block inputs of every layer, and about 12 hidden widths inside the block being recomputed.
     let activations = micro * model.hidden * (model.layers + 12) * width;

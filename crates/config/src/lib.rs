@@ -20,8 +20,8 @@ pub use schema::{
     EngineConfig, EvaluateStage, ExportStage, GroupConfig, GroupsConfig, GrpoStage, KlConfig,
     KlKind, KlPlace, LabelStage, LossConfig, Measure, ModelConfig, OldLogps, OptimizerConfig,
     PrepareStage, Recipe, RewardConfig, RewardModelStage, RolloutConfig, SampleStage,
-    SamplingConfig, Schedule, ScoreHeadConfig, ScoreHeadKind, ScoreInput, Stage, Strategy, TimeoutConfig,
-    Transform,
+    SamplingConfig, Schedule, ScoreHeadConfig, ScoreHeadKind, ScoreInput, Stage, Strategy,
+    TimeoutConfig, Transform,
 };
 
 #[cfg(test)]

@@ -39,16 +39,14 @@ impl FromStr for Override {
 
 impl Override {
     fn apply(&self, recipe: &mut Table) -> Result<(), ConfigError> {
-        let fail =
-            |problem: String| ConfigError::Override { given: self.path.join("."), problem };
+        let fail = |problem: String| ConfigError::Override { given: self.path.join("."), problem };
         let Some((last, tables)) = self.path.split_last() else { return Ok(()) };
         let mut place = recipe;
         let mut walked: Vec<&str> = Vec::new();
         let mut parts = tables.iter();
         while let Some(part) = parts.next() {
             walked.push(part);
-            let next =
-                place.entry(part.clone()).or_insert_with(|| Value::Table(Table::new()));
+            let next = place.entry(part.clone()).or_insert_with(|| Value::Table(Table::new()));
             place = match next {
                 Value::Table(table) => table,
                 Value::Array(items) => {
@@ -90,11 +88,7 @@ impl Recipe {
     ///
     /// # Errors
     /// As [`Recipe::read`].
-    pub fn from_toml(
-        text: &str,
-        path: &Path,
-        overrides: &[Override],
-    ) -> Result<Self, ConfigError> {
+    pub fn from_toml(text: &str, path: &Path, overrides: &[Override]) -> Result<Self, ConfigError> {
         let syntax = |error: toml::de::Error| ConfigError::Syntax {
             path: path.to_owned(),
             message: error.to_string(),
@@ -182,7 +176,13 @@ fn stated_place(error: &str) -> &str {
 
 /// The full path of `field`: below `place`, where it stands among the fewest other strangers.
 fn locate(table: &Table, field: &str, known: &[String], place: &str) -> String {
-    fn walk(value: &Value, at: &str, field: &str, found: &mut Vec<(usize, String)>, known: &[String]) {
+    fn walk(
+        value: &Value,
+        at: &str,
+        field: &str,
+        found: &mut Vec<(usize, String)>,
+        known: &[String],
+    ) {
         let join = |key: &str| if at.is_empty() { key.to_owned() } else { format!("{at}.{key}") };
         match value {
             Value::Table(table) => {

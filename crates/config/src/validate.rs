@@ -132,8 +132,8 @@ impl Recipe {
                 sampling(&format!("stage[{index}].sampling"), own, found);
             }
         }
-        let longest = u64::from(self.rollout.max_prompt_tokens)
-            + u64::from(self.sampling.max_new_tokens);
+        let longest =
+            u64::from(self.rollout.max_prompt_tokens) + u64::from(self.sampling.max_new_tokens);
         found.require(
             u64::from(self.engine.micro_batch_tokens) >= longest,
             "engine.micro_batch_tokens",
@@ -258,8 +258,7 @@ impl Recipe {
                 format!("the name {:?} stands twice", c.name),
                 "give each component its own name",
             );
-            let model_keys =
-                c.transform.is_some() || c.dtype.is_some() || c.input.is_some();
+            let model_keys = c.transform.is_some() || c.dtype.is_some() || c.input.is_some();
             match c.kind {
                 ComponentKind::SequenceClassifier => found.require(
                     c.model.is_some() && c.rule.is_none(),
@@ -278,8 +277,7 @@ impl Recipe {
                 ),
             }
             if let Some(stage) = c.model.as_deref().and_then(|m| m.strip_prefix("stage:")) {
-                let trains =
-                    |s: &Stage| matches!(s, Stage::RewardModel(r) if r.name == stage);
+                let trains = |s: &Stage| matches!(s, Stage::RewardModel(r) if r.name == stage);
                 found.require(
                     self.stage.iter().any(trains),
                     &format!("{key}.model"),
@@ -348,9 +346,8 @@ impl Recipe {
     }
 
     fn check_stage(&self, stage: &Stage, key: &str, before: &[&Stage], found: &mut Findings) {
-        let earlier = |kind: &str, name: &str| {
-            before.iter().any(|s| s.kind() == kind && s.name() == name)
-        };
+        let earlier =
+            |kind: &str, name: &str| before.iter().any(|s| s.kind() == kind && s.name() == name);
         let has = |kind: &str| before.iter().any(|s| s.kind() == kind);
         match stage {
             Stage::Sample(s) => found.require(

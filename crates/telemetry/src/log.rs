@@ -39,8 +39,7 @@ pub fn to_stderr(default: &str, format: Format) -> Result<(), LogError> {
     let value = std::env::var(FILTER_VARIABLE).unwrap_or_else(|_| default.to_owned());
     let filter = EnvFilter::try_new(&value)
         .map_err(|cause| LogError::Filter { value, cause: cause.to_string() })?;
-    let builder =
-        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     let done = match format {
         Format::Text => builder.with_ansi(false).with_target(false).try_init(),
         Format::Json => builder.json().try_init(),

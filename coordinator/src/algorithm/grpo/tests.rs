@@ -55,8 +55,7 @@ fn a_group_by_hand() {
 
 #[test]
 fn a_failed_reward_is_never_a_zero() {
-    let (generation, scores) =
-        batch(&["safety"], &[&[Some(1.0), None, Some(3.0)]]);
+    let (generation, scores) = batch(&["safety"], &[&[Some(1.0), None, Some(3.0)]]);
     let plan = Grpo::new(&recipe(&[])).plan(StepId(0), &generation, &scores).unwrap();
     let failed = plan.advantages.iter().find(|a| a.sample_id == "p0/1").unwrap();
     assert!(!failed.keep);
@@ -95,7 +94,10 @@ fn equal_groups_are_left_out_where_wanted_but_never_all_of_them() {
     let scores: [&[Option<f64>]; 2] = [&[Some(1.0), Some(1.0)], &[Some(0.0), Some(1.0)]];
     let (generation, all) = batch(&["safety", "general"], &scores);
     let plan = Grpo::new(&recipe).plan(StepId(0), &generation, &all).unwrap();
-    assert_eq!(plan.advantages.iter().map(|a| a.keep).collect::<Vec<_>>(), [false, false, true, true]);
+    assert_eq!(
+        plan.advantages.iter().map(|a| a.keep).collect::<Vec<_>>(),
+        [false, false, true, true]
+    );
     assert_eq!(plan.metrics["reward/equal_groups"], 0.5);
     let (generation, all) = batch(&["safety"], &scores[..1]);
     let plan = Grpo::new(&recipe).plan(StepId(0), &generation, &all).unwrap();
