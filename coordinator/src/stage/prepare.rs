@@ -107,7 +107,7 @@ fn check_labels(recipe: &Recipe, train: &[Prompt], heldout: &[Prompt]) -> Result
             );
         }
     }
-    for label in recipe.data.label_weights.keys().filter(|l| !train.contains(*l)) {
+    if let Some(label) = recipe.data.label_weights.keys().find(|l| !train.contains(*l)) {
         return wrong(
             format!("data.label_weights.{label}"),
             "no training prompt has that label".to_owned(),

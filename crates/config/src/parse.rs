@@ -156,7 +156,7 @@ fn name_rules(recipe: &mut Table, path: &Path) -> Result<(), ConfigError> {
         },
         _ => Ok(()),
     };
-    fn tables<'a>(value: Option<&'a mut Value>) -> impl Iterator<Item = &'a mut Table> {
+    fn tables(value: Option<&mut Value>) -> impl Iterator<Item = &mut Table> {
         value.and_then(Value::as_array_mut).into_iter().flatten().filter_map(Value::as_table_mut)
     }
     if let Some(reward) = recipe.get_mut("reward").and_then(Value::as_table_mut) {
