@@ -133,7 +133,7 @@ impl ResponseBatch {
         let trees = groups.iter().map(|(prompt, branches)| Tree { prompt, branches });
         let mut trees: Vec<_> = trees.collect();
         if trees.is_empty() {
-            trees.push(Tree { prompt: &[0], branches: &[] });
+            trees.push(EMPTY_ROUND);
         }
         let packed = Packed::trees(&trees)?.to_device(device);
         let chosen = ChosenTokens {
@@ -144,14 +144,9 @@ impl ResponseBatch {
     }
 }
 
-/// Packs sequences; without any, one token that nothing depends on.
-pub(crate) fn pack(mut inputs: Vec<Vec<u32>>, device: Device) -> Result<Packed> {
-    if inputs.is_empty() {
-        inputs.push(vec![0]);
-    }
-    let inputs: Vec<&[u32]> = inputs.iter().map(Vec::as_slice).collect();
-    Ok(Packed::new(&inputs)?.to_device(device))
-}
+/// One token that nothing depends on: a rank without work in a round still takes part in the
+/// round's collectives.
+pub(crate) const EMPTY_ROUND: Tree<'static> = Tree { prompt: &[0], branches: &[] };
 
 #[cfg(test)]
 mod tests {

@@ -5,14 +5,14 @@
 //! batch, so that it does not depend on the cut into micro-batches and ranks.
 
 use plumb_loss::preference::{Pairwise, PairwiseTerms, pairwise};
-use plumb_model::{HeadSpec, Packed};
+use plumb_model::{HeadSpec, Packed, Tree};
 use tch::{Tensor, no_grad_guard};
 
 use crate::lm_head::floats;
 use crate::micro_batch::Plan;
 use crate::passes::leaves;
 use crate::policy_update::Metrics;
-use crate::response_batch::pack;
+use crate::response_batch::EMPTY_ROUND;
 use crate::sharded_model::ShardedModel;
 use crate::{EngineError, Result};
 
@@ -28,8 +28,13 @@ pub struct TextPair {
 }
 
 impl TextPair {
+    /// Tokens that both texts start with: the prompt, as a rule. It is computed once.
+    fn shared_tokens(&self) -> usize {
+        self.better_ids.iter().zip(&self.worse_ids).take_while(|(a, b)| a == b).count()
+    }
+
     fn tokens(&self) -> usize {
-        self.better_ids.len() + self.worse_ids.len()
+        self.better_ids.len() + self.worse_ids.len() - self.shared_tokens()
     }
 
     fn validate(&self) -> Result<()> {
@@ -52,33 +57,35 @@ pub struct PairScores {
     pub worse: f64,
 }
 
-/// Some pairs laid end to end: all better texts, then all worse ones.
+/// Some pairs laid end to end, each a tree of two branches.
 struct PairBatch {
     packed: Packed,
-    /// Last token of each text, `[2P]`.
+    /// Last token of each text, `[2P]`: the better one of each pair, then the worse one.
     ends: Tensor,
     pairs: i64,
 }
 
 impl PairBatch {
     fn new(pairs: &[&TextPair], model: &ShardedModel) -> Result<Self> {
-        let better = pairs.iter().map(|pair| pair.better_ids.clone());
-        let worse = pairs.iter().map(|pair| pair.worse_ids.clone());
-        let texts: Vec<_> = better.chain(worse).collect();
-        let mut last = -1;
-        let ends: Vec<i64> = texts
+        let branches: Vec<[&[u32]; 2]> = pairs
             .iter()
-            .map(|text| {
-                last += text.len() as i64;
-                last
+            .map(|pair| {
+                let shared = pair.shared_tokens();
+                [&pair.better_ids[shared..], &pair.worse_ids[shared..]]
             })
             .collect();
-        let device = model.settings().device;
-        Ok(Self {
-            packed: pack(texts, device)?,
-            ends: Tensor::from_slice(&ends).to_device(device),
-            pairs: pairs.len() as i64,
-        })
+        let mut trees = Vec::with_capacity(pairs.len());
+        for (pair, branches) in pairs.iter().zip(&branches) {
+            match &pair.better_ids[..pair.shared_tokens()] {
+                [] => trees.extend(branches.map(|text| Tree { prompt: text, branches: &[] })),
+                prompt => trees.push(Tree { prompt, branches }),
+            }
+        }
+        if trees.is_empty() {
+            trees.push(EMPTY_ROUND);
+        }
+        let packed = Packed::trees(&trees)?.to_device(model.settings().device);
+        Ok(Self { ends: packed.last_indices(), packed, pairs: pairs.len() as i64 })
     }
 }
 
@@ -177,8 +184,8 @@ fn train_on_pairs(
         inputs.extend(leaves(params));
         let computed = tch::with_grad(|| {
             let scores_b = model.scores(&inputs[1..], &inputs[0])?;
-            let better_p = scores_b.narrow(0, 0, batch.pairs);
-            let worse_p = scores_b.narrow(0, batch.pairs, batch.pairs);
+            let scores_p2 = scores_b.view([batch.pairs, 2]);
+            let (better_p, worse_p) = (scores_p2.select(1, 0), scores_p2.select(1, 1));
             Ok::<_, EngineError>(pairwise(spec, &better_p, &worse_p, all_pairs)?)
         })?;
         let mut grads = Tensor::run_backward(&[&computed.loss], &inputs, false, false);
@@ -221,8 +228,8 @@ pub fn score_pairs(model: &mut ShardedModel, pairs: &[TextPair]) -> Result<Vec<P
         drop(params);
         model.release(head)?;
         for (position, &index) in indices.iter().enumerate() {
-            let better = f64::from(scores[position]);
-            let worse = f64::from(scores[position + indices.len()]);
+            let better = f64::from(scores[2 * position]);
+            let worse = f64::from(scores[2 * position + 1]);
             rows.push(PairScores { index, better, worse });
         }
     }
