@@ -8,12 +8,7 @@ mod generated {
         ($name:ident) => {
             pub mod $name {
                 pub mod v1 {
-                    include!(concat!(
-                        env!("OUT_DIR"),
-                        "/plumbline.",
-                        stringify!($name),
-                        ".v1.rs"
-                    ));
+                    include!(concat!(env!("OUT_DIR"), "/plumbline.", stringify!($name), ".v1.rs"));
                 }
             }
         };

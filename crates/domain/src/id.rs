@@ -6,7 +6,9 @@ use serde::{Deserialize, Serialize};
 
 /// A string that cannot be an id.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{kind} {value:?} is not valid: use 1 to 128 of A-Z a-z 0-9 . _ - / :, no '..', no leading '/'")]
+#[error(
+    "{kind} {value:?} is not valid: use 1 to 128 of A-Z a-z 0-9 . _ - / :, no '..', no leading '/'"
+)]
 pub struct IdError {
     /// Which id was asked for.
     pub kind: &'static str,
@@ -126,10 +128,17 @@ impl fmt::Display for Role {
 impl std::str::FromStr for Role {
     type Err = IdError;
     fn from_str(value: &str) -> Result<Self, IdError> {
-        [Self::Policy, Self::Reference, Self::Critic, Self::RewardTrainer, Self::Rollout, Self::Reward]
-            .into_iter()
-            .find(|role| role.as_str() == value)
-            .ok_or_else(|| IdError { kind: "role", value: value.to_owned() })
+        [
+            Self::Policy,
+            Self::Reference,
+            Self::Critic,
+            Self::RewardTrainer,
+            Self::Rollout,
+            Self::Reward,
+        ]
+        .into_iter()
+        .find(|role| role.as_str() == value)
+        .ok_or_else(|| IdError { kind: "role", value: value.to_owned() })
     }
 }
 

@@ -41,8 +41,8 @@ mod score_head;
 mod tensor_source;
 pub mod tokenizer;
 
-pub use chat_template::ChatTemplate;
 pub use block::{BlockKind, BlockSpec, ParamSpec};
+pub use chat_template::ChatTemplate;
 pub use config::{Architecture, ModelConfig};
 pub use decoder::Decoder;
 pub use error::ModelError;

@@ -21,7 +21,9 @@ fn asset(ending: &str) -> Option<PathBuf> {
 
 fn check_import(name: &str, ending: &str, tokenizer: Option<&str>) {
     let (Some(path), tokenizer) = (asset(ending), tokenizer.and_then(asset)) else {
-        println!("SKIPPED {name}: no *{ending} below .assets (`make quickstart` fetches it; scripts/fetch_models.py)");
+        println!(
+            "SKIPPED {name}: no *{ending} below .assets (`make quickstart` fetches it; scripts/fetch_models.py)"
+        );
         return;
     };
     let folder = tempfile::tempdir().unwrap();
