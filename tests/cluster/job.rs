@@ -3,7 +3,7 @@
 //!
 //! The programs are those that `cargo build --workspace --bins` leaves beside the test's own.
 
-#![allow(missing_docs)]
+#![allow(missing_docs, clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
