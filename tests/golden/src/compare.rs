@@ -89,6 +89,17 @@ fn walk(
     }
 }
 
+/// Does a result hold NaN anywhere?
+#[must_use]
+pub fn holds_nan(value: &Value) -> bool {
+    match value {
+        Value::Array(items) => items.iter().any(holds_nan),
+        Value::Object(fields) => fields.values().any(holds_nan),
+        Value::String(text) => text == "NaN",
+        _ => false,
+    }
+}
+
 /// Numbers and the names of non-finite ones, but no flags.
 fn number(value: &Value) -> Option<f64> {
     if value.is_boolean() { None } else { decode(value) }

@@ -4,4 +4,4 @@ mod case;
 mod compare;
 
 pub use case::{Case, Failure, Fields, GoldenFile, Outcome, Tolerance, encode, encode_all};
-pub use compare::{Agreement, Mismatch, compare};
+pub use compare::{Agreement, Mismatch, compare, holds_nan};

@@ -14,6 +14,17 @@ use serde_json::{Value, json};
 
 use crate::tensors::{nested, tensor};
 
+use crate::{Check, Consumer};
+
+pub(crate) const CONSUMERS: &[Consumer] = &[
+    ("lightrft/advantage_compute", Check::Result(compute)),
+    ("lightrft/compute_approx_kl", Check::Result(approx_kl)),
+    ("lightrft/compute_reward", Check::Result(token_reward)),
+    ("lightrft/kl_controller", Check::Result(kl_controller)),
+    ("lightrft/overlong_penalty", Check::Result(overlong)),
+    ("lightrft/preprocess_rewards", Check::Result(preprocess_rewards)),
+];
+
 /// LightRFT's name of an estimator; `grpo` is its alias of group_norm, and gae and cpgd leave
 /// rewards as they are.
 fn estimator(name: &str) -> Result<Estimator, Failure> {
@@ -25,7 +36,7 @@ fn estimator(name: &str) -> Result<Estimator, Failure> {
     ours.parse().map_err(Failure::refused)
 }
 
-pub(crate) fn preprocess_rewards(case: &Case) -> Result<Value, Failure> {
+fn preprocess_rewards(case: &Case) -> Result<Value, Failure> {
     let name = case.params.text("advantage_estimator")?;
     let rewards = case.inputs.vector("rewards")?;
     let groups = Groups::adjacent(case.params.count("n_samples_per_prompt")?, rewards.len())
@@ -43,7 +54,7 @@ pub(crate) fn preprocess_rewards(case: &Case) -> Result<Value, Failure> {
     Ok(json!({ "shaped_rewards": encode_all(&shaped), "row_mask_kept": kept }))
 }
 
-pub(crate) fn compute(case: &Case) -> Result<Value, Failure> {
+fn compute(case: &Case) -> Result<Value, Failure> {
     let name = case.params.text("advantage_estimator")?;
     let rewards = case.inputs.matrix("token_rewards")?;
     let mask = case.inputs.mask("action_mask")?;
@@ -110,7 +121,7 @@ fn with_critic(case: &Case, rewards: &[Vec<f64>], mask: &[Vec<bool>]) -> Result<
 }
 
 /// The scalar form, checked against the tensor form.
-pub(crate) fn approx_kl(case: &Case) -> Result<Value, Failure> {
+fn approx_kl(case: &Case) -> Result<Value, Failure> {
     let name = case.params.text("kl_estimator")?;
     let kind: kl::Kind = name.parse().map_err(Failure::refused)?;
     let logps = case.inputs.matrix("log_probs")?;
@@ -136,7 +147,7 @@ pub(crate) fn approx_kl(case: &Case) -> Result<Value, Failure> {
     Ok(json!(rows))
 }
 
-pub(crate) fn token_reward(case: &Case) -> Result<Value, Failure> {
+fn token_reward(case: &Case) -> Result<Value, Failure> {
     let clip = if case.params.has("reward_clip_range") {
         Some(case.params.vector("reward_clip_range")?[1])
     } else {
@@ -152,7 +163,7 @@ pub(crate) fn token_reward(case: &Case) -> Result<Value, Failure> {
     Ok(Value::Array(rows.collect::<Result<_, Failure>>()?))
 }
 
-pub(crate) fn kl_controller(case: &Case) -> Result<Value, Failure> {
+fn kl_controller(case: &Case) -> Result<Value, Failure> {
     let mut controller = KlController::Adaptive {
         coef: case.params.number("init_kl_coef")?,
         target: case.params.number("target")?,
@@ -166,7 +177,7 @@ pub(crate) fn kl_controller(case: &Case) -> Result<Value, Failure> {
     Ok(encode_all(&values))
 }
 
-pub(crate) fn overlong(case: &Case) -> Result<Value, Failure> {
+fn overlong(case: &Case) -> Result<Value, Failure> {
     let spec = Overlong {
         max_new_tokens: case.params.count("max_new_tokens")? as u32,
         buffer_tokens: case.params.count("overlong_buffer_len")? as u32,

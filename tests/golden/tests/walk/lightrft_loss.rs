@@ -8,7 +8,14 @@ use serde_json::{Value, json};
 
 use crate::tensors::{gradient, leaf, nested, tensor};
 
-pub(crate) fn policy(case: &Case) -> Result<Value, Failure> {
+use crate::{Check, Consumer};
+
+pub(crate) const CONSUMERS: &[Consumer] = &[
+    ("lightrft/policy_loss", Check::Result(policy)),
+    ("lightrft/value_loss", Check::Result(value)),
+];
+
+fn policy(case: &Case) -> Result<Value, Failure> {
     let clip = case.params.number("clip_eps")?;
     let term = if case.params.flag("use_cpg_loss")? {
         PolicyTerm::Cpg(Cpg { clip })
@@ -42,7 +49,7 @@ pub(crate) fn policy(case: &Case) -> Result<Value, Failure> {
     }))
 }
 
-pub(crate) fn value(case: &Case) -> Result<Value, Failure> {
+fn value(case: &Case) -> Result<Value, Failure> {
     let clip =
         if case.params.has("clip_eps") { Some(case.params.number("clip_eps")?) } else { None };
     let spec = ValueLoss { clip, aggregation: Aggregation::SeqMeanTokenMean };

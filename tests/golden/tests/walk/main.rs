@@ -1,11 +1,11 @@
 //! Checks every golden file: `make golden`, or `GOLDEN=<folder>` for another folder.
 //!
-//! [`CONSUMERS`] says what checks which file. A file without a consumer fails the test, and so
-//! does a consumer without a file (in the project's own folder).
+//! Each module lists the files that it checks in its `CONSUMERS`. A file without a consumer fails
+//! the test, and so does a consumer without a file (in the project's own folder).
 
 use std::path::PathBuf;
 
-use plumb_golden::{Agreement, Case, Failure, GoldenFile, Outcome, compare};
+use plumb_golden::{Agreement, Case, Failure, GoldenFile, Outcome, Tolerance, compare, holds_nan};
 use serde_json::Value;
 
 mod lightrft_advantage;
@@ -18,37 +18,29 @@ mod verl_advantage;
 mod verl_kl;
 mod verl_loss;
 
-/// Runs our function on one case and shapes the result like the reference's.
-type Consumer = fn(&Case) -> Result<Value, Failure>;
+/// How a file is checked.
+#[derive(Clone, Copy)]
+enum Check {
+    /// Runs our function on a case and shapes the result like the reference's.
+    Result(fn(&Case) -> Result<Value, Failure>),
+    /// For results that hang on another language's random generator: what remains of ours and of
+    /// the reference's once the generator's choice is taken away. Listed by name in the report.
+    Invariants(fn(&Case, &Value) -> Result<(Value, Value), Failure>),
+}
 
-const CONSUMERS: &[(&str, Consumer)] = &[
-    ("lightrft/advantage_compute", lightrft_advantage::compute),
-    ("lightrft/compute_approx_kl", lightrft_advantage::approx_kl),
-    ("lightrft/compute_reward", lightrft_advantage::token_reward),
-    ("lightrft/kl_controller", lightrft_advantage::kl_controller),
-    ("lightrft/overlong_penalty", lightrft_advantage::overlong),
-    ("lightrft/policy_loss", lightrft_loss::policy),
-    ("lightrft/preprocess_rewards", lightrft_advantage::preprocess_rewards),
-    ("lightrft/value_loss", lightrft_loss::value),
-    ("safe_rlhf/reward_model_loss", safe_rlhf::reward_model_loss),
-    ("safer_steer/repetition_ratio", safer_steer::repetition_ratio),
-    ("safework/format_and_rule_rewards", safework::format_and_rule),
-    ("safework/mix_rewards", safework::mix_rewards),
-    ("verl/agg_loss", verl_loss::agg_loss),
-    ("verl/apply_kl_penalty", verl_kl::apply_kl_penalty),
-    ("verl/compute_gae_advantage_return", verl_advantage::gae),
-    ("verl/compute_grpo_outcome_advantage", verl_advantage::grpo),
-    ("verl/compute_grpo_vectorized_outcome_advantage", verl_advantage::grpo),
-    ("verl/compute_policy_loss_vanilla", verl_loss::policy_vanilla),
-    ("verl/compute_rloo_outcome_advantage", verl_advantage::rloo),
-    ("verl/compute_rloo_vectorized_outcome_advantage", verl_advantage::rloo_vectorized),
-    ("verl/compute_value_loss", verl_loss::value),
-    ("verl/dapo_overlong_penalty", verl_advantage::overlong),
-    ("verl/entropy", verl_loss::entropy),
-    ("verl/kl_controllers", verl_kl::controllers),
-    ("verl/kl_penalty", verl_kl::kl_penalty),
-    ("verl/logprobs_from_logits", verl_loss::log_probs),
-    ("verl/masked_stats", verl_advantage::masked_stats),
+/// A file's key, `area/name`, and how it is checked.
+type Consumer = (&'static str, Check);
+
+/// All modules' files.
+const CONSUMERS: &[&[Consumer]] = &[
+    lightrft_advantage::CONSUMERS,
+    lightrft_loss::CONSUMERS,
+    safe_rlhf::CONSUMERS,
+    safer_steer::CONSUMERS,
+    safework::CONSUMERS,
+    verl_loss::CONSUMERS,
+    verl_kl::CONSUMERS,
+    verl_advantage::CONSUMERS,
 ];
 
 #[test]
@@ -63,14 +55,15 @@ fn golden() {
     let mut faults = Vec::new();
     println!("{:<56} {:>5} {:>8} {:>13}", "file", "cases", "numbers", "largest error");
     for file in &files {
-        let Some((_, consumer)) = CONSUMERS.iter().find(|(key, _)| *key == file.key) else {
+        let Some((_, how)) = CONSUMERS.iter().copied().flatten().find(|(key, _)| *key == file.key)
+        else {
             faults.push(format!("{}: nothing checks this file", file.key));
             continue;
         };
-        check(file, *consumer, &mut faults);
+        check(file, *how, &mut faults);
     }
     if other.is_none() {
-        for (key, _) in CONSUMERS {
+        for (key, _) in CONSUMERS.iter().copied().flatten() {
             if !files.iter().any(|file| file.key == *key) {
                 faults.push(format!("{key}: its consumer has no file"));
             }
@@ -82,45 +75,86 @@ fn golden() {
 }
 
 #[allow(clippy::print_stdout, reason = "the report that `make golden` is for")]
-fn check(file: &GoldenFile, consumer: Consumer, faults: &mut Vec<String>) {
-    let mut whole = Agreement::default();
-    let mut refused = 0;
+fn check(file: &GoldenFile, how: Check, faults: &mut Vec<String>) {
+    let mut whole = Tally::default();
     for (index, case) in file.cases.iter().enumerate() {
-        let fault = match (consumer(case), &case.outcome) {
-            (Ok(got), Outcome::Returned(expected)) => {
-                match compare(&got, expected, file.tolerance) {
-                    Ok(one) => {
-                        whole.largest_error = whole.largest_error.max(one.largest_error);
-                        whole.numbers += one.numbers;
-                        whole.defined += one.defined;
-                        continue;
-                    }
-                    Err(mismatch) => mismatch.to_string(),
-                }
-            }
-            (Err(Failure::Refused(_)), Outcome::Raised(_)) => {
-                refused += 1;
-                continue;
-            }
-            (Ok(got), Outcome::Raised(exception)) => {
-                format!("got {got}, the reference raised {exception}")
-            }
-            (Err(failure), _) => failure.to_string(),
-        };
-        faults.push(format!("{} case {index} ({}): {fault}", file.key, case.name));
-    }
-    let mut notes = String::new();
-    if refused > 0 {
-        notes += &format!("  {refused} refused as by the reference");
-    }
-    if whole.defined > 0 {
-        notes += &format!("  {} defined where the reference has NaN", whole.defined);
+        if let Err(fault) = check_case(how, case, file.tolerance, &mut whole) {
+            faults.push(format!("{} case {index} ({}): {fault}", file.key, case.name));
+        }
     }
     println!(
-        "{:<56} {:>5} {:>8} {:>13.3e}{notes}",
+        "{:<56} {:>5} {:>8} {:>13.3e}{}",
         file.key,
         file.cases.len(),
-        whole.numbers,
-        whole.largest_error
+        whole.agreement.numbers,
+        whole.agreement.largest_error,
+        whole.notes(how)
     );
+}
+
+/// What the cases of a file came to.
+#[derive(Default)]
+struct Tally {
+    agreement: Agreement,
+    refused: usize,
+    refused_nan: usize,
+}
+
+impl Tally {
+    fn add(&mut self, one: Agreement) {
+        self.agreement.largest_error = self.agreement.largest_error.max(one.largest_error);
+        self.agreement.numbers += one.numbers;
+        self.agreement.defined += one.defined;
+    }
+
+    fn notes(&self, how: Check) -> String {
+        let mut notes = String::new();
+        if matches!(how, Check::Invariants(_)) {
+            notes += "  invariants only: the reference's random generator decides the rest";
+        }
+        for (count, what) in [
+            (self.refused, "refused as by the reference"),
+            (self.refused_nan, "refused by name where the reference has NaN"),
+            (self.agreement.defined, "defined where the reference has NaN"),
+        ] {
+            if count > 0 {
+                notes += &format!("  {count} {what}");
+            }
+        }
+        notes
+    }
+}
+
+fn check_case(
+    how: Check,
+    case: &Case,
+    tolerance: Tolerance,
+    tally: &mut Tally,
+) -> Result<(), String> {
+    let got = match (how, &case.outcome) {
+        (Check::Result(ours), _) => ours(case).map(|got| (got, None)),
+        (Check::Invariants(ours), Outcome::Returned(expected)) => {
+            ours(case, expected).map(|(got, expected)| (got, Some(expected)))
+        }
+        (Check::Invariants(ours), Outcome::Raised(_)) => {
+            ours(case, &Value::Null).map(|(got, expected)| (got, Some(expected)))
+        }
+    };
+    match (got, &case.outcome) {
+        (Ok((got, projected)), Outcome::Returned(expected)) => {
+            let expected = projected.as_ref().unwrap_or(expected);
+            let one =
+                compare(&got, expected, tolerance).map_err(|mismatch| mismatch.to_string())?;
+            tally.add(one);
+        }
+        (Err(Failure::Refused(_)), Outcome::Raised(_)) => tally.refused += 1,
+        (Err(Failure::Refused(_)), Outcome::Returned(expected)) if holds_nan(expected) => {
+            tally.refused_nan += 1;
+        }
+        (Ok((got, _)), Outcome::Raised(exception)) => {
+            return Err(format!("got {got}, the reference raised {exception}"));
+        }
+        (Err(failure), _) => return Err(failure.to_string()),
+    }
+    Ok(())
 }

@@ -7,7 +7,12 @@ use tch::{Kind, Tensor};
 
 use crate::tensors::{gradient, leaf, nested};
 
-pub(crate) fn reward_model_loss(case: &Case) -> Result<Value, Failure> {
+use crate::{Check, Consumer};
+
+pub(crate) const CONSUMERS: &[Consumer] =
+    &[("safe_rlhf/reward_model_loss", Check::Result(reward_model_loss))];
+
+fn reward_model_loss(case: &Case) -> Result<Value, Failure> {
     let spec = Pairwise { regularization: case.params.number("regularization")? };
     let scores = leaf(&case.inputs, "scores")?;
     let pairs = scores.size()[0] / 2;

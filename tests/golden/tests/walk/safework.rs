@@ -7,6 +7,13 @@ use plumb_algo::rule::{Answer, Rule};
 use plumb_golden::{Case, Failure, encode, encode_all};
 use serde_json::{Value, json};
 
+use crate::{Check, Consumer};
+
+pub(crate) const CONSUMERS: &[Consumer] = &[
+    ("safework/format_and_rule_rewards", Check::Result(format_and_rule)),
+    ("safework/mix_rewards", Check::Result(mix_rewards)),
+];
+
 const FORMAT: &str = r#"{"rule": "format"}"#;
 const BOXED: &str = r#"{"rule": "boxed_answer"}"#;
 const BOXED_FORMAT: &str = r#"{"rule": "format", "boxed": true}"#;
@@ -22,7 +29,7 @@ fn score(rule: &str, solution: &str, reference: &str) -> Result<f64, Failure> {
     rule.score(&answer).map_err(Failure::refused)
 }
 
-pub(crate) fn format_and_rule(case: &Case) -> Result<Value, Failure> {
+fn format_and_rule(case: &Case) -> Result<Value, Failure> {
     let solution = case.inputs.text("solution")?;
     let reference = case.inputs.text("ground_truth")?;
     let of = |rule: &str| score(rule, solution, reference);
@@ -61,7 +68,7 @@ fn recipe() -> Mix {
     }
 }
 
-pub(crate) fn mix_rewards(case: &Case) -> Result<Value, Failure> {
+fn mix_rewards(case: &Case) -> Result<Value, Failure> {
     let recipe = recipe();
     let labels = case.inputs.texts("labels")?;
     let solutions = case.inputs.texts("solutions")?;

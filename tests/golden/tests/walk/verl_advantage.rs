@@ -7,7 +7,19 @@ use plumb_algo::overlong::Overlong;
 use plumb_golden::{Case, Failure, encode, encode_all};
 use serde_json::{Value, json};
 
-pub(crate) fn grpo(case: &Case) -> Result<Value, Failure> {
+use crate::{Check, Consumer};
+
+pub(crate) const CONSUMERS: &[Consumer] = &[
+    ("verl/compute_gae_advantage_return", Check::Result(gae)),
+    ("verl/compute_grpo_outcome_advantage", Check::Result(grpo)),
+    ("verl/compute_grpo_vectorized_outcome_advantage", Check::Result(grpo)),
+    ("verl/compute_rloo_outcome_advantage", Check::Result(rloo)),
+    ("verl/compute_rloo_vectorized_outcome_advantage", Check::Result(rloo_vectorized)),
+    ("verl/dapo_overlong_penalty", Check::Result(overlong)),
+    ("verl/masked_stats", Check::Result(masked_stats)),
+];
+
+fn grpo(case: &Case) -> Result<Value, Failure> {
     let spec = Grpo {
         norm_by_std: case.params.flag("norm_adv_by_std_in_grpo")?,
         epsilon: case.params.number_or("epsilon", 1e-6)?,
@@ -16,12 +28,12 @@ pub(crate) fn grpo(case: &Case) -> Result<Value, Failure> {
     outcome(case, |scores, groups| advantage::grpo(&spec, scores, groups).map_err(Failure::refused))
 }
 
-pub(crate) fn rloo(case: &Case) -> Result<Value, Failure> {
+fn rloo(case: &Case) -> Result<Value, Failure> {
     let spec = Rloo { singleton: Singleton::Keep };
     outcome(case, |scores, groups| advantage::rloo(&spec, scores, groups).map_err(Failure::refused))
 }
 
-pub(crate) fn rloo_vectorized(case: &Case) -> Result<Value, Failure> {
+fn rloo_vectorized(case: &Case) -> Result<Value, Failure> {
     let spec = Rloo { singleton: Singleton::Zero };
     outcome(case, |scores, groups| advantage::rloo(&spec, scores, groups).map_err(Failure::refused))
 }
@@ -44,7 +56,7 @@ fn outcome(
     Ok(json!({ "advantages": rows, "returns": rows }))
 }
 
-pub(crate) fn gae(case: &Case) -> Result<Value, Failure> {
+fn gae(case: &Case) -> Result<Value, Failure> {
     let spec = Gae {
         gamma: case.params.number("gamma")?,
         lambda: case.params.number("lam")?,
@@ -66,7 +78,7 @@ pub(crate) fn gae(case: &Case) -> Result<Value, Failure> {
     Ok(json!({ "advantages": advantages, "returns": returns }))
 }
 
-pub(crate) fn masked_stats(case: &Case) -> Result<Value, Failure> {
+fn masked_stats(case: &Case) -> Result<Value, Failure> {
     let rows = case.inputs.matrix("values")?;
     let mask = case.inputs.mask("mask")?;
     let moments = |values: &[f64], mask: &[bool]| {
@@ -92,7 +104,7 @@ pub(crate) fn masked_stats(case: &Case) -> Result<Value, Failure> {
     }))
 }
 
-pub(crate) fn overlong(case: &Case) -> Result<Value, Failure> {
+fn overlong(case: &Case) -> Result<Value, Failure> {
     let spec = Overlong {
         max_new_tokens: case.params.count("max_resp_len")? as u32,
         buffer_tokens: case.params.count("overlong_buffer_len")? as u32,

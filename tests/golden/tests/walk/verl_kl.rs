@@ -10,8 +10,16 @@ use serde_json::{Value, json};
 
 use crate::tensors::{gradient, leaf, nested, tensor};
 
+use crate::{Check, Consumer};
+
+pub(crate) const CONSUMERS: &[Consumer] = &[
+    ("verl/apply_kl_penalty", Check::Result(apply_kl_penalty)),
+    ("verl/kl_controllers", Check::Result(controllers)),
+    ("verl/kl_penalty", Check::Result(kl_penalty)),
+];
+
 /// Both of our forms: the tensor one for value and gradient, the scalar one against it.
-pub(crate) fn kl_penalty(case: &Case) -> Result<Value, Failure> {
+fn kl_penalty(case: &Case) -> Result<Value, Failure> {
     let name = case.params.text("kl_penalty")?;
     let kind: tensor_kl::Kind = name.parse().map_err(Failure::refused)?;
     let logp = leaf(&case.inputs, "logprob")?;
@@ -30,7 +38,7 @@ pub(crate) fn kl_penalty(case: &Case) -> Result<Value, Failure> {
     Ok(json!({ "value": nested(&value), "grad_logprob_of_sum": nested(&gradient) }))
 }
 
-pub(crate) fn controllers(case: &Case) -> Result<Value, Failure> {
+fn controllers(case: &Case) -> Result<Value, Failure> {
     let mut controller = controller(&case.params)?;
     let mut values = vec![controller.coef()];
     for update in case.inputs.matrix("updates_kl_nsteps")? {
@@ -53,7 +61,7 @@ fn controller(params: &Fields) -> Result<KlController, Failure> {
     controller.validate().map_err(Failure::refused)
 }
 
-pub(crate) fn apply_kl_penalty(case: &Case) -> Result<Value, Failure> {
+fn apply_kl_penalty(case: &Case) -> Result<Value, Failure> {
     let kind: Kind = case.params.text("kl_penalty")?.parse().map_err(Failure::refused)?;
     let mut controller = controller(&case.params)?;
     let coef = controller.coef();

@@ -10,6 +10,16 @@ use tch::{Kind, Tensor};
 
 use crate::tensors::{gradient, leaf, nested, tensor};
 
+use crate::{Check, Consumer};
+
+pub(crate) const CONSUMERS: &[Consumer] = &[
+    ("verl/agg_loss", Check::Result(agg_loss)),
+    ("verl/compute_policy_loss_vanilla", Check::Result(policy_vanilla)),
+    ("verl/compute_value_loss", Check::Result(value)),
+    ("verl/entropy", Check::Result(entropy)),
+    ("verl/logprobs_from_logits", Check::Result(log_probs)),
+];
+
 /// What verl adds to the number of tokens that its metrics divide by.
 const COUNT_EPSILON: f64 = 1e-8;
 
@@ -24,7 +34,7 @@ fn denominators(mask: &Tensor) -> Result<Denominators, Failure> {
     Ok(whole.with_row_epsilon(Denominators::VERL_ROW_EPSILON))
 }
 
-pub(crate) fn agg_loss(case: &Case) -> Result<Value, Failure> {
+fn agg_loss(case: &Case) -> Result<Value, Failure> {
     let mode = aggregation(case)?;
     let loss = tensor(&case.inputs, "loss_mat")?;
     let mask = tensor(&case.inputs, "loss_mask")?;
@@ -43,7 +53,7 @@ pub(crate) fn agg_loss(case: &Case) -> Result<Value, Failure> {
     Ok(encode(ours.double_value(&[]) * ranks))
 }
 
-pub(crate) fn policy_vanilla(case: &Case) -> Result<Value, Failure> {
+fn policy_vanilla(case: &Case) -> Result<Value, Failure> {
     let clip = case.params.number("clip_ratio")?;
     let spec = PpoClip {
         clip_low: case.params.number_or("clip_ratio_low", clip)?,
@@ -80,7 +90,7 @@ pub(crate) fn policy_vanilla(case: &Case) -> Result<Value, Failure> {
     }))
 }
 
-pub(crate) fn value(case: &Case) -> Result<Value, Failure> {
+fn value(case: &Case) -> Result<Value, Failure> {
     let spec = ValueLoss {
         clip: Some(case.params.number("cliprange_value")?),
         aggregation: aggregation(case)?,
@@ -103,7 +113,7 @@ pub(crate) fn value(case: &Case) -> Result<Value, Failure> {
     }))
 }
 
-pub(crate) fn entropy(case: &Case) -> Result<Value, Failure> {
+fn entropy(case: &Case) -> Result<Value, Failure> {
     let tokens = entropy::entropy(&tensor(&case.inputs, "logits")?).map_err(Failure::refused)?;
     let mask = tensor(&case.inputs, "response_mask")?;
     let loss = aggregate(aggregation(case)?, &tokens, &mask, Layout::Padded, &denominators(&mask)?)
@@ -111,7 +121,7 @@ pub(crate) fn entropy(case: &Case) -> Result<Value, Failure> {
     Ok(json!({ "entropy": nested(&tokens), "entropy_loss": nested(&loss) }))
 }
 
-pub(crate) fn log_probs(case: &Case) -> Result<Value, Failure> {
+fn log_probs(case: &Case) -> Result<Value, Failure> {
     let logits = tensor(&case.inputs, "logits")?;
     let ids = tensor(&case.inputs, "labels")?.to_kind(Kind::Int64);
     Ok(nested(&logprobs::log_probs(&logits, &ids).map_err(Failure::refused)?))
