@@ -7,13 +7,16 @@ SHELL := /bin/bash
 RUN ?= runs/quickstart
 SEED ?= 17
 GOLDEN ?=
+# Of `make fuzz`: seconds for each target, and which targets.
+SECS ?= 300
+TARGETS ?= $(basename $(notdir $(wildcard fuzz/fuzz_targets/*.rs)))
 # Two OpenMP threads under contention make small operations a hundred times slower.
 export OMP_NUM_THREADS ?= 1
 
 MODEL := .assets/smollm2-135m-instruct
 PLUMB := target/debug/plumb
 
-.PHONY: help setup build quickstart explain test fmt clippy deny layers golden parity gpu-check clean-run
+.PHONY: help setup build quickstart explain test fmt clippy deny layers golden parity gpu-check fuzz clean-run
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -45,6 +48,7 @@ test: setup fmt clippy layers deny ## All that CI runs
 
 fmt: ## Check formatting
 	@cargo fmt --all --check
+	@cargo fmt --manifest-path fuzz/Cargo.toml --check
 
 clippy: setup ## Lints, warnings are errors
 	@cargo clippy --workspace --all-targets -- -D warnings
@@ -66,6 +70,17 @@ parity: build ## Check our exports in transformers (needs python3 with torch and
 
 gpu-check: build ## What needs a GPU; says aloud when there is none
 	@cargo test -p plumb-torch -p plumb-collective -- gpu --nocapture
+
+fuzz: ## Fuzz the parsers; SECS=<per target> TARGETS=<names, default all>
+	@command -v cargo-fuzz >/dev/null || { echo "error: cargo-fuzz is not installed (cargo install cargo-fuzz --locked)" >&2; exit 1; }
+	@cargo +nightly --version >/dev/null 2>&1 || { echo "error: fuzzing needs the nightly compiler (rustup toolchain install nightly)" >&2; exit 1; }
+	@for target in $(TARGETS); do \
+		mkdir -p fuzz/corpus/$$target fuzz/seeds/$$target; \
+		echo "fuzz $$target for $(SECS) s"; \
+		cargo +nightly fuzz run $$target fuzz/corpus/$$target fuzz/seeds/$$target -- \
+			-max_total_time=$(SECS) -max_len=65536 -timeout=5 -print_final_stats=1 \
+			|| { echo "error: fuzz target $$target failed; its input is in fuzz/artifacts/$$target" >&2; exit 1; }; \
+	done
 
 clean-run: ## Remove the run folder named by RUN
 	@rm -rf -- "$(RUN)"
