@@ -11,12 +11,15 @@
 //! the stated [`advantage::Singleton`] rule, and a group without variance has advantages 0.
 
 pub mod advantage;
+pub mod clamped_reward;
+pub mod constraint;
 pub mod dynamic_sampling;
 mod error;
 pub mod group;
 pub mod kl;
 pub mod kl_controller;
 pub mod masked;
+pub mod metric;
 pub mod mix;
 pub mod overlong;
 pub mod real;

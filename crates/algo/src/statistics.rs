@@ -37,6 +37,38 @@ impl Summary {
     }
 }
 
+/// Mean and unbiased standard deviation of two values or more.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Spread {
+    pub(crate) mean: f64,
+    /// Exactly 0 for values that are all equal.
+    pub(crate) std: f64,
+}
+
+impl Spread {
+    /// Of the given values.
+    ///
+    /// # Errors
+    /// [`AlgoError::TooFew`], [`AlgoError::NonFinite`].
+    pub(crate) fn of(values: &[f64]) -> Result<Self, AlgoError> {
+        const F: &str = "Spread::of";
+        if values.len() < 2 {
+            return Err(AlgoError::TooFew { function: F, expected: 2, got: values.len() });
+        }
+        all_finite(F, "values", values)?;
+        if values.iter().all(|value| *value == values[0]) {
+            return Ok(Self { mean: values[0], std: 0.0 });
+        }
+        let mean = mean(values);
+        Ok(Self { mean, std: (square_sum(values, mean) / (values.len() - 1) as f64).sqrt() })
+    }
+
+    /// `mean + k std`; the mean where there is no spread, whatever `k` is.
+    pub(crate) fn above_mean(&self, k: f64) -> f64 {
+        if self.std == 0.0 { self.mean } else { self.mean + k * self.std }
+    }
+}
+
 /// The change of the same items measured twice: a [`Summary`] of `after - before`. Its standard
 /// error is that of the paired difference, smaller than that of two separate means when items
 /// keep their rank.

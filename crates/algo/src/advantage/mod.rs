@@ -11,6 +11,7 @@ mod group_norm;
 mod grpo;
 mod normalize;
 mod reinforce_baseline;
+mod response_gae;
 mod rloo;
 
 pub use estimator::Estimator;
@@ -19,6 +20,7 @@ pub use group_norm::{GROUP_NORM_EPSILON, group_norm};
 pub use grpo::{Grpo, grpo};
 pub use normalize::{CROSS_BATCH_FLOOR, clip, cross_batch};
 pub use reinforce_baseline::reinforce_baseline;
+pub use response_gae::{TokenAdvantages, response_gae};
 pub use rloo::{Rloo, rloo};
 
 use crate::AlgoError;

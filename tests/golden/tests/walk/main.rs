@@ -8,10 +8,12 @@ use std::path::PathBuf;
 use plumb_golden::{Agreement, Case, Failure, GoldenFile, Outcome, Tolerance, compare, holds_nan};
 use serde_json::Value;
 
+mod constraint;
 mod lightrft_advantage;
 mod lightrft_loss;
 mod safe_rlhf;
 mod safer_steer;
+mod safety_metric;
 mod safework;
 mod tensors;
 mod verl_advantage;
@@ -33,6 +35,8 @@ type Consumer = (&'static str, Check);
 
 /// All modules' files.
 const CONSUMERS: &[&[Consumer]] = &[
+    constraint::CONSUMERS,
+    safety_metric::CONSUMERS,
     lightrft_advantage::CONSUMERS,
     lightrft_loss::CONSUMERS,
     safe_rlhf::CONSUMERS,
