@@ -12,6 +12,7 @@ mod constraint;
 mod lightrft_advantage;
 mod lightrft_loss;
 mod safe_rlhf;
+mod safe_rlhf_data;
 mod safer_steer;
 mod safety_metric;
 mod safework;
@@ -37,6 +38,7 @@ type Consumer = (&'static str, Check);
 const CONSUMERS: &[&[Consumer]] = &[
     constraint::CONSUMERS,
     safety_metric::CONSUMERS,
+    safe_rlhf_data::CONSUMERS,
     lightrft_advantage::CONSUMERS,
     lightrft_loss::CONSUMERS,
     safe_rlhf::CONSUMERS,
