@@ -7,6 +7,7 @@ SHELL := /bin/bash
 RUN ?= runs/quickstart
 SEED ?= 17
 GOLDEN ?=
+BENCH ?=
 # Of `make fuzz`: seconds for each target, and which targets.
 SECS ?= 300
 TARGETS ?= $(basename $(notdir $(wildcard fuzz/fuzz_targets/*.rs)))
@@ -16,7 +17,7 @@ export OMP_NUM_THREADS ?= 1
 MODEL := .assets/smollm2-135m-instruct
 PLUMB := target/debug/plumb
 
-.PHONY: help setup build quickstart explain test fmt clippy deny layers golden parity gpu-check fuzz clean-run
+.PHONY: help setup build quickstart explain test fmt clippy deny layers golden parity bench-train gpu-check fuzz clean-run
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -67,6 +68,15 @@ parity: build ## Check our exports in transformers (needs python3 with torch and
 	@python3 scripts/fetch_models.py smollm2 stories15m
 	@cargo test -p plumb-model --test '*' -- --nocapture
 	@python3 tests/parity/check_export.py
+
+.venv-bench/ready: bench/train/requirements.txt
+	@python3 -m venv .venv-bench || { echo "error: python3 cannot make a virtual environment; on Debian install python3-venv" >&2; exit 1; }
+	@.venv-bench/bin/pip install --quiet --disable-pip-version-check -r $<
+	@touch $@
+
+bench-train: setup .venv-bench/ready ## Training steps beside PyTorch (in a virtual environment of its own), a JSON line per figure
+	@cargo build --quiet -p plumb-bench-train
+	@target/debug/plumb-bench-train --python .venv-bench/bin/python $(BENCH)
 
 gpu-check: build ## What needs a GPU; says aloud when there is none
 	@cargo test -p plumb-torch -p plumb-collective -- gpu --nocapture

@@ -57,8 +57,8 @@ const WORKER: &[&str] = &[
     "plumb-telemetry",
 ];
 
-/// Packages of whole-system tests may import anything.
-const TESTS: &[&str] = &["plumb-tests", "plumb-golden"];
+/// Packages of whole-system tests and benches may import anything.
+const TESTS: &[&str] = &["plumb-tests", "plumb-golden", "plumb-bench-train"];
 
 /// Package -> the workspace packages that it needs to build (not only to test).
 pub(crate) type Imports = BTreeMap<String, BTreeSet<String>>;
