@@ -74,6 +74,46 @@ pub enum LossError {
         /// Number of packed tokens.
         tokens: i64,
     },
+    /// A token span that is empty or leaves its row.
+    #[error("{function}: span {first}..={last} is empty or leaves the row of {tokens} tokens")]
+    Span {
+        /// Which function.
+        function: &'static str,
+        /// First token.
+        first: i64,
+        /// Last token.
+        last: i64,
+        /// Tokens of the padded row.
+        tokens: i64,
+    },
+    /// A row without a single attended token.
+    #[error("{function}: row {row} of {argument} has no attended token")]
+    EmptyRow {
+        /// Which function.
+        function: &'static str,
+        /// Which argument.
+        argument: &'static str,
+        /// The row's number.
+        row: usize,
+    },
+    /// A pair whose answers are the same.
+    #[error("{function}: the answers of pair {row} are the same, so none is better")]
+    IdenticalPair {
+        /// Which function.
+        function: &'static str,
+        /// The pair's number.
+        row: usize,
+    },
+    /// A token id or label that the vocabulary does not have.
+    #[error("{function}: label {label} is outside the vocabulary of {vocabulary}")]
+    Label {
+        /// Which function.
+        function: &'static str,
+        /// The label.
+        label: i64,
+        /// Size of the vocabulary.
+        vocabulary: i64,
+    },
     /// An argument that the chosen objective needs is missing.
     #[error("{function}: {argument} is missing, needed because {because}")]
     Missing {

@@ -29,6 +29,8 @@ pub mod kl;
 pub mod logprobs;
 pub mod policy;
 pub mod preference;
+pub mod scores;
+pub mod supervised;
 pub mod value;
 
 pub use error::LossError;

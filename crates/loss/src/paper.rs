@@ -345,7 +345,7 @@ fn token_wise_pairs_are_ranked_over_the_span_in_which_they_differ() {
     assert_eq!(ours.correct_pairs, 1);
     for spans in &[[(2, 1)], [(0, 3)], [(-1, 1)]] {
         let refused = pairwise_tokens(&spec, scores(spans), 1).unwrap_err();
-        assert!(matches!(refused, LossError::Bounds { .. }), "{refused}");
+        assert!(matches!(refused, LossError::Span { .. }), "{refused}");
     }
 }
 

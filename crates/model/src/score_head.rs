@@ -32,7 +32,8 @@ pub enum ScoreHead {
     /// UPS-RM: linear layers of the given widths, each followed by leaky ReLU (0.01), then a
     /// linear layer to one number.
     Mlp {
-        /// Width of each hidden layer; at least one.
+        /// Width of each hidden layer. Without any it is one linear layer with a bias, as in
+        /// safe-rlhf's score models.
         hidden_dims: Vec<i64>,
     },
 }
@@ -58,8 +59,9 @@ impl ScoreHead {
         }
     }
 
-    /// Scores `[B]` f32 from normalised hidden states `[B, H]` of any float dtype; computed in
-    /// f32. `params` are those of [`ScoreHead::params`], in that order. Differentiable.
+    /// Scores `[B]` from normalised hidden states `[B, H]` of any float dtype; computed in f32, or
+    /// in f64 where the hidden states are. `params` are those of [`ScoreHead::params`], in that
+    /// order. Differentiable.
     ///
     /// # Errors
     /// If the number of parameters or a shape does not fit.
@@ -74,13 +76,14 @@ impl ScoreHead {
                 params.len()
             )));
         }
-        let f32_of = |t: &Tensor| t.f_to_kind(Kind::Float);
-        let mut x = f32_of(hidden_bh)?;
+        let kind = if hidden_bh.kind() == Kind::Double { Kind::Double } else { Kind::Float };
+        let cast = |t: &Tensor| t.f_to_kind(kind);
+        let mut x = cast(hidden_bh)?;
         for layer in params[..2 * layers].chunks_exact(2) {
-            x = x.f_linear(&f32_of(&layer[0])?, Some(f32_of(&layer[1])?))?.f_leaky_relu()?;
+            x = x.f_linear(&cast(&layer[0])?, Some(cast(&layer[1])?))?.f_leaky_relu()?;
         }
-        let bias = params.get(2 * layers + 1).map(f32_of).transpose()?;
-        Ok(x.f_linear(&f32_of(&params[2 * layers])?, bias)?.f_squeeze_dim(-1)?)
+        let bias = params.get(2 * layers + 1).map(cast).transpose()?;
+        Ok(x.f_linear(&cast(&params[2 * layers])?, bias)?.f_squeeze_dim(-1)?)
     }
 
     /// UPS-RM's `hidden_dim_str`: the hidden widths joined by commas; `None` for a linear head.

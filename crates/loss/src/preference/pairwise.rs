@@ -1,7 +1,10 @@
 //! The reward model's ranking loss (Bradley-Terry).
 
+use std::str::FromStr;
+
 use tch::{Kind, Tensor};
 
+use crate::preference::token_means::{TokenMeans, at_ends};
 use crate::{LossError, check};
 
 /// Settings of the reward-model loss.
@@ -24,6 +27,32 @@ pub struct PairwiseTerms {
     pub margin_sum: f64,
 }
 
+/// safe-rlhf's names of the reward model's loss.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum PairwiseLossType {
+    /// `sequence-wise`: [`pairwise`], on end scores.
+    #[default]
+    SequenceWise,
+    /// `token-wise`: [`pairwise_tokens`].
+    TokenWise,
+}
+
+impl FromStr for PairwiseLossType {
+    type Err = LossError;
+
+    fn from_str(name: &str) -> Result<Self, LossError> {
+        match name {
+            "sequence-wise" => Ok(Self::SequenceWise),
+            "token-wise" => Ok(Self::TokenWise),
+            other => Err(LossError::UnknownName {
+                what: "reward loss type",
+                got: other.to_owned(),
+                expected: "sequence-wise, token-wise",
+            }),
+        }
+    }
+}
+
 /// `sum_p -logsigmoid(b_p - w_p) / P + reg * sum_p (b_p^2 + w_p^2) / (2 P)`.
 ///
 /// Source: safe-rlhf `RewardTrainer.loss`, sequence-wise.
@@ -41,21 +70,54 @@ pub fn pairwise(
     worse: &Tensor,
     pairs: usize,
 ) -> Result<PairwiseTerms, LossError> {
-    const F: &str = "pairwise";
-    check_pairs(F, spec, better, worse, pairs)?;
+    ranked("pairwise", spec, better, worse, None, pairs)
+}
+
+/// [`pairwise`] with `-logsigmoid(b_p - w_p - m_p)`: the better answer is to win by a margin.
+///
+/// Source: LightRFT `PairWiseLoss` (models/loss.py); Llama 2, section 3.2.2. `margin` is `[p]`;
+/// no gradient flows to it. Accuracy and margin sum are those of the plain difference.
+///
+/// # Errors
+/// As [`pairwise`].
+pub fn pairwise_with_margin(
+    spec: &Pairwise,
+    better: &Tensor,
+    worse: &Tensor,
+    margin: &Tensor,
+    pairs: usize,
+) -> Result<PairwiseTerms, LossError> {
+    ranked("pairwise_with_margin", spec, better, worse, Some(margin), pairs)
+}
+
+fn ranked(
+    function: &'static str,
+    spec: &Pairwise,
+    better: &Tensor,
+    worse: &Tensor,
+    margin: Option<&Tensor>,
+    pairs: usize,
+) -> Result<PairwiseTerms, LossError> {
+    check_pairs(function, spec.regularization, better, worse, pairs)?;
     if better.dim() != 1 {
         let got = better.size();
-        return Err(LossError::Rank { function: F, argument: "better", expected: "[P]", got });
+        return Err(LossError::Rank { function, argument: "better", expected: "[P]", got });
     }
     let kind = check::maths_kind(better);
     let (better, worse) = (better.to_kind(kind), worse.to_kind(kind));
     let whole = pairs as f64;
-    let mut loss = -(&better - &worse).log_sigmoid().sum(kind) / whole;
+    let mut difference = &better - &worse;
+    if let Some(margin) = margin {
+        check::float(function, "margin", margin)?;
+        check::shape(function, "margin", &better.size(), margin)?;
+        difference -= margin.detach().to_kind(kind);
+    }
+    let mut loss = -difference.log_sigmoid().sum(kind) / whole;
     if spec.regularization > 0.0 {
         let squares = better.square().sum(kind) + worse.square().sum(kind);
         loss += squares * (spec.regularization / (2.0 * whole));
     }
-    counted(F, loss, &better, &worse)
+    counted(function, loss, &better, &worse)
 }
 
 /// Per-token scores of pairs, for the token-wise loss.
@@ -83,7 +145,7 @@ pub struct TokenPairs<'a> {
 /// Gradients flow to the scores. Accuracy and margin are those of the end scores.
 ///
 /// # Errors
-/// As [`pairwise`]; [`LossError::Bounds`] for a span that is empty or leaves the row.
+/// As [`pairwise`]; [`LossError::Span`] for a span that is empty or leaves the row.
 pub fn pairwise_tokens(
     spec: &Pairwise,
     scores: TokenPairs<'_>,
@@ -91,50 +153,20 @@ pub fn pairwise_tokens(
 ) -> Result<PairwiseTerms, LossError> {
     const F: &str = "pairwise_tokens";
     let TokenPairs { better, worse, spans, better_end, worse_end } = scores;
-    check_pairs(F, spec, better, worse, pairs)?;
-    let size = better.size();
-    let &[rows, width] = size.as_slice() else {
-        return Err(LossError::Rank {
-            function: F,
-            argument: "better",
-            expected: "[P, T]",
-            got: size,
-        });
-    };
-    for count in [spans.len(), better_end.len(), worse_end.len()] {
-        if count as i64 != rows {
-            let (expected, got) = (vec![rows], vec![count as i64]);
-            return Err(LossError::Shape { function: F, argument: "spans or ends", expected, got });
-        }
+    check_pairs(F, spec.regularization, better, worse, pairs)?;
+    let means = TokenMeans::new(F, better, worse, spans)?;
+    let mut pair = -means.of(&(&means.better - &means.worse).log_sigmoid());
+    if spec.regularization > 0.0 {
+        pair += means.square() * spec.regularization;
     }
-    let kind = check::maths_kind(better);
-    let (better, worse) = (better.to_kind(kind), worse.to_kind(kind));
-    let mut loss = Tensor::zeros([], (kind, better.device()));
-    for (row, &(first, last)) in spans.iter().enumerate() {
-        if first < 0 || first > last || last >= width {
-            return Err(LossError::Bounds { function: F, got: vec![first, last], tokens: width });
-        }
-        let span = |t: &Tensor| t.get(row as i64).narrow(0, first, last + 1 - first);
-        let (b, w) = (span(&better), span(&worse));
-        let mut pair = -(&b - &w).log_sigmoid().mean(kind);
-        if spec.regularization > 0.0 {
-            pair += (b.square().mean(kind) + w.square().mean(kind)) * (0.5 * spec.regularization);
-        }
-        loss += pair / pairs as f64;
-    }
-    let ends = |t: &Tensor, at: &[i64]| {
-        let index = Tensor::from_slice(at).to_device(t.device()).unsqueeze(-1);
-        t.gather(1, &index, false).squeeze_dim(-1)
-    };
-    if let Some(&end) = better_end.iter().chain(worse_end).find(|e| **e < 0 || **e >= width) {
-        return Err(LossError::Bounds { function: F, got: vec![end], tokens: width });
-    }
-    counted(F, loss, &ends(&better, better_end), &ends(&worse, worse_end))
+    let kind = pair.kind();
+    let loss = pair.sum(kind) / pairs as f64;
+    counted(F, loss, &at_ends(F, better, better_end)?, &at_ends(F, worse, worse_end)?)
 }
 
-fn check_pairs(
+pub(super) fn check_pairs(
     function: &'static str,
-    spec: &Pairwise,
+    regularization: f64,
     better: &Tensor,
     worse: &Tensor,
     pairs: usize,
@@ -142,7 +174,7 @@ fn check_pairs(
     check::float(function, "better", better)?;
     check::float(function, "worse", worse)?;
     check::shape(function, "worse", &better.size(), worse)?;
-    let weight = spec.regularization;
+    let weight = regularization;
     check::parameter(function, "regularization", weight, weight >= 0.0, "at least 0")?;
     if pairs == 0 {
         return Err(LossError::Empty { function, what: "pairs" });

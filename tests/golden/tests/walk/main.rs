@@ -11,11 +11,16 @@ use serde_json::Value;
 mod constraint;
 mod lightrft_advantage;
 mod lightrft_loss;
+mod pairs;
+mod pop;
+mod preference;
 mod safe_rlhf;
 mod safe_rlhf_data;
 mod safer_steer;
 mod safety_metric;
 mod safework;
+mod score_model;
+mod supervised;
 mod tensors;
 mod verl_advantage;
 mod verl_kl;
@@ -41,9 +46,13 @@ const CONSUMERS: &[&[Consumer]] = &[
     safe_rlhf_data::CONSUMERS,
     lightrft_advantage::CONSUMERS,
     lightrft_loss::CONSUMERS,
+    pop::CONSUMERS,
+    preference::CONSUMERS,
     safe_rlhf::CONSUMERS,
     safer_steer::CONSUMERS,
     safework::CONSUMERS,
+    score_model::CONSUMERS,
+    supervised::CONSUMERS,
     verl_loss::CONSUMERS,
     verl_kl::CONSUMERS,
     verl_advantage::CONSUMERS,
