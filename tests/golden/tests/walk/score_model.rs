@@ -1,8 +1,9 @@
 //! Score models: heads, pooling, normalisation, placement of scores; safe-rlhf and UPS-RM.
 
-use plumb_algo::model_score::safe_score;
+use plumb_algo::metric::BatchScore;
+use plumb_algo::model_score::{ScoredRow, place_score, safe_score};
 use plumb_algo::normalizer::{Follow, ScoreNormalizer, ScoreType};
-use plumb_golden::{Case, Failure, Fields, encode_all};
+use plumb_golden::{Case, Failure, Fields, encode, encode_all};
 use plumb_loss::scores::{Pooling, at_columns};
 use plumb_model::ScoreHead;
 use serde_json::{Value, json};
@@ -16,6 +17,7 @@ pub(crate) const CONSUMERS: &[Consumer] = &[
     ("safe_rlhf/normalizers", Check::Result(normalizers)),
     ("safe_rlhf/get_scores", Check::Result(get_scores)),
     ("ups_rm/rm_mlp_head", Check::Result(mlp_head)),
+    ("ups_rm/rm_scores_token_placement", Check::Result(placed_scores)),
 ];
 
 fn algo(error: plumb_algo::AlgoError) -> Failure {
@@ -168,5 +170,32 @@ fn mlp_head(case: &Case) -> Result<Value, Failure> {
     Ok(json!({
         "logits": nested(&logits.unsqueeze(-1)),
         "safe_scores": encode_all(&each.into_iter().map(safe_score).collect::<Vec<_>>()),
+    }))
+}
+
+fn placed_scores(case: &Case) -> Result<Value, Failure> {
+    let logits = case.inputs.vector("rm_logits")?;
+    let attended = case.inputs.mask("attention_mask")?;
+    let positions = case.inputs.matrix("position_ids")?;
+    let response = case.params.count("response_len")?;
+    let mut rows = Vec::new();
+    for ((logit, attended), positions) in logits.into_iter().zip(&attended).zip(&positions) {
+        let position_ids: Vec<i64> = positions.iter().map(|at| *at as i64).collect();
+        let row = ScoredRow { score: safe_score(logit), position_ids: &position_ids, attended };
+        // Python's slice `[-0:]` is the whole row.
+        let tokens = if response == 0 { attended.len() } else { response };
+        rows.push(place_score(row, tokens).map_err(algo)?);
+    }
+    let tokens: Vec<&[f64]> = rows.iter().map(Vec::as_slice).collect();
+    // The figures are those of all rows; a batch's metrics would leave out empty responses.
+    let batch = BatchScore::of(&tokens, &vec![1; tokens.len()]).map_err(algo)?;
+    let each = tokens.iter().map(|row| BatchScore::of(&[row], &[1]).map(|one| one.mean));
+    let each = each.collect::<Result<Vec<_>, _>>().map_err(algo)?;
+    Ok(json!({
+        "rm_scores": rows.iter().map(|row| encode_all(row)).collect::<Vec<_>>(),
+        "sequence_score": encode_all(&each),
+        "critic/score/mean": encode(batch.mean),
+        "critic/score/max": encode(batch.max),
+        "critic/score/min": encode(batch.min),
     }))
 }
