@@ -8,7 +8,9 @@
 
 use std::collections::BTreeMap;
 
-use plumb_algo::advantage::{Estimator, Grpo as GrpoSettings, Rloo, Singleton};
+use plumb_algo::advantage::{
+    Estimator, Grpo as GrpoSettings, Outcomes, ReinforceBaseline, Rloo, Singleton,
+};
 use plumb_algo::group::Groups;
 use plumb_algo::mix::{Mix, MixError};
 use plumb_config::{Advantage, Recipe};
@@ -46,7 +48,7 @@ impl Grpo {
                 ..GrpoSettings::default()
             }),
             Advantage::Rloo => Estimator::Rloo(Rloo { singleton: Singleton::Refuse }),
-            Advantage::ReinforceBaseline => Estimator::ReinforceBaseline,
+            Advantage::ReinforceBaseline => Estimator::ReinforceBaseline(ReinforceBaseline::default()),
         };
         Self { recipe: recipe.clone(), estimator, mix: mix(recipe) }
     }
@@ -112,7 +114,7 @@ impl Algorithm for Grpo {
         let groups = Groups::by_key(&rewarded.iter().map(|r| r.group).collect::<Vec<_>>());
         let advantages = self
             .estimator
-            .advantages(&rewards, &groups)
+            .advantages(&Outcomes::of(&rewards, &groups))
             .map_err(|error| PhaseError::Failed(format!("step {step}: {error}")))?;
         let equal = in_equal_group(&rewards, &groups);
         let skip = self.recipe.algorithm.skip_equal_groups && equal.iter().any(|e| !e);

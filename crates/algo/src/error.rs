@@ -54,6 +54,14 @@ pub enum AlgoError {
         /// How many there are.
         got: usize,
     },
+    /// Values without spread where one divides by it.
+    #[error("{function}: all values are {value}, expected some spread to divide by")]
+    NoSpread {
+        /// Which function.
+        function: &'static str,
+        /// The value.
+        value: f64,
+    },
     /// A parameter out of range.
     #[error("{function}: {parameter} = {value}, expected {expected}")]
     Parameter {

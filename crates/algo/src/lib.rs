@@ -26,13 +26,17 @@ pub mod normalizer;
 pub mod overlong;
 pub mod parameter_average;
 pub mod real;
+pub mod response_mask;
 pub mod returns;
 pub mod rule;
+pub mod running_moments;
 pub mod statistics;
 pub mod token_reward;
 
 pub use error::AlgoError;
 
+#[cfg(test)]
+mod differential;
 #[cfg(test)]
 mod paper;
 #[cfg(test)]

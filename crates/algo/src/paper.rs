@@ -1,8 +1,12 @@
 //! Each equation on numbers small enough to check by hand. The comment above an assertion is the
 //! hand calculation.
 
+mod advantage_family;
+
 use crate::AlgoError;
-use crate::advantage::{self, Estimator, Gae, Grpo, Outside, Rloo, Singleton};
+use crate::advantage::{
+    self, CrossBatch, Estimator, Gae, Grpo, Outcomes, Outside, ReinforceBaseline, Rloo, Singleton,
+};
 use crate::group::Groups;
 use crate::kl::{Clamps, Kind};
 use crate::kl_controller::KlController;
@@ -74,8 +78,15 @@ fn rloo_compares_with_the_mean_of_the_others() {
 
 #[test]
 fn reinforce_baseline_takes_the_groups_mean_off() {
-    let a = advantage::reinforce_baseline(&[1.0, 2.0, 6.0], &Groups::adjacent(3, 3).unwrap());
-    close(&a.unwrap(), &[-2.0, -1.0, 3.0]);
+    let spec = ReinforceBaseline::default();
+    let groups = Groups::by_key(&[0, 0, 0, 1]);
+    // mean 3 of the first group.
+    let rewards = [1.0, 2.0, 6.0, 5.0];
+    let refused = advantage::reinforce_baseline(&spec, &rewards, &groups).unwrap_err();
+    assert!(matches!(refused, AlgoError::GroupOfOne { group: 1, .. }));
+    let zero = ReinforceBaseline { singleton: Singleton::Zero };
+    let a = advantage::reinforce_baseline(&zero, &rewards, &groups).unwrap();
+    close(&a, &[-2.0, -1.0, 3.0, 0.0]);
 }
 
 #[test]
@@ -83,12 +94,12 @@ fn estimators_are_chosen_by_name_and_refuse_what_is_no_number() {
     let rewards = [1.0, f64::NAN];
     for name in ["group_norm", "grpo", "rloo", "reinforce_baseline", "reinforce"] {
         let estimator: Estimator = name.parse().unwrap();
-        let refused = estimator.advantages(&rewards, &pairs(2)).unwrap_err();
+        let refused = estimator.advantages(&Outcomes::of(&rewards, &pairs(2))).unwrap_err();
         assert!(matches!(refused, AlgoError::NonFinite { index: 1, .. }), "{name}: {refused}");
-        assert!(estimator.advantages(&[1.0], &pairs(2)).is_err(), "{name}");
+        assert!(estimator.advantages(&Outcomes::of(&[1.0], &pairs(2))).is_err(), "{name}");
     }
     assert_eq!(
-        "reinforce".parse::<Estimator>().unwrap().advantages(&[2.0, 1.0], &pairs(2)),
+        Estimator::Reinforce.advantages(&Outcomes::of(&[2.0, 1.0], &pairs(2))),
         Ok(vec![2.0, 1.0])
     );
     assert!(matches!("reinforce++".parse::<Estimator>(), Err(AlgoError::UnknownName { .. })));
@@ -150,8 +161,12 @@ fn whitening_gives_mean_0_and_variance_1_or_keeps_the_mean() {
     assert_eq!(constant, [0.0, 0.0]);
     // Population variance 1 here, so the z-score is ∓1.
     let mut values = [1.0, 3.0];
-    advantage::cross_batch(&mut values, &[true, true]).unwrap();
+    advantage::cross_batch(&CrossBatch::default(), &mut values, &[true, true]).unwrap();
     close(&values, &[-1.0, 1.0]);
+    let centre = CrossBatch { divide_by_std: false };
+    let mut values = [1.0, 3.0, 7.0];
+    advantage::cross_batch(&centre, &mut values, &[true, true, false]).unwrap();
+    close(&values, &[-1.0, 1.0, 5.0]);
 }
 
 #[test]
@@ -202,10 +217,14 @@ fn the_adaptive_controller_follows_the_kl() {
 
 #[test]
 fn the_reward_stands_on_the_last_kept_token_and_kl_on_all() {
-    let spec = TokenReward { kl_coef: 0.5, reward_clip: Some(1.0) };
+    let spec = TokenReward { kl_coef: 0.5, reward_clip: Some((-2.0, 1.0)) };
     // Reward 3 is clipped to 1; -0.5 * kl on every token.
     let tokens = token_rewards(&spec, 3.0, &[2.0, 4.0, 0.0], &[true, true, false]).unwrap();
     assert_eq!(tokens, [-1.0, -1.0, 0.0]);
+    // -3 is clipped to -2.
+    assert_eq!(token_rewards(&spec, -3.0, &[0.0], &[true]).unwrap(), [-2.0]);
+    let reversed = TokenReward { reward_clip: Some((1.0, -1.0)), ..spec };
+    assert!(token_rewards(&reversed, 3.0, &[0.0], &[true]).is_err());
     let off = TokenReward { kl_coef: -1.0, reward_clip: None };
     assert_eq!(token_rewards(&off, 3.0, &[2.0, 4.0], &[false, false]).unwrap(), [0.0, 3.0]);
     assert_eq!(token_rewards(&off, 3.0, &[], &[]).unwrap(), Vec::<f64>::new());

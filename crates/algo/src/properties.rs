@@ -1,8 +1,10 @@
 //! What must hold whatever the numbers.
 
+mod advantage_family;
+
 use proptest::prelude::*;
 
-use crate::advantage::{self, Estimator};
+use crate::advantage::{self, Estimator, Outcomes};
 use crate::group::Groups;
 use crate::kl::{Clamps, Kind};
 use crate::masked::Moments;
@@ -42,8 +44,8 @@ proptest! {
         let moved: Vec<f64> = order.iter().map(|i| rewards[*i]).collect();
         let moved_keys: Vec<usize> = order.iter().map(|i| keys[*i]).collect();
         for name in GROUPED {
-            let plain = estimator(name).advantages(&rewards, &Groups::by_key(&keys)).unwrap();
-            let other = estimator(name).advantages(&moved, &Groups::by_key(&moved_keys)).unwrap();
+            let plain = estimator(name).advantages(&Outcomes::of(&rewards, &Groups::by_key(&keys))).unwrap();
+            let other = estimator(name).advantages(&Outcomes::of(&moved, &Groups::by_key(&moved_keys))).unwrap();
             for (at, i) in order.iter().enumerate() {
                 prop_assert!(close(other[at], plain[*i]), "{name}: {} {}", other[at], plain[*i]);
             }
@@ -58,8 +60,8 @@ proptest! {
         let groups = Groups::by_key(&keys);
         let shifted: Vec<f64> = rewards.iter().map(|r| r + shift).collect();
         for name in GROUPED {
-            let plain = estimator(name).advantages(&rewards, &groups).unwrap();
-            let other = estimator(name).advantages(&shifted, &groups).unwrap();
+            let plain = estimator(name).advantages(&Outcomes::of(&rewards, &groups)).unwrap();
+            let other = estimator(name).advantages(&Outcomes::of(&shifted, &groups)).unwrap();
             for (a, b) in plain.iter().zip(&other) {
                 prop_assert!((a - b).abs() < 1e-6, "{name}: {a} {b}");
             }
@@ -78,8 +80,8 @@ proptest! {
         let groups = Groups::by_key(&keys);
         let scaled: Vec<f64> = rewards.iter().map(|r| r * factor).collect();
         for name in GROUPED {
-            let plain = estimator(name).advantages(&rewards, &groups).unwrap();
-            let other = estimator(name).advantages(&scaled, &groups).unwrap();
+            let plain = estimator(name).advantages(&Outcomes::of(&rewards, &groups)).unwrap();
+            let other = estimator(name).advantages(&Outcomes::of(&scaled, &groups)).unwrap();
             let normalised = matches!(name, "group_norm" | "grpo");
             for (a, b) in plain.iter().zip(&other) {
                 let expected = if normalised { *a } else { a * factor };
@@ -93,7 +95,7 @@ proptest! {
     fn estimators_agree_with_a_naive_loop((rewards, keys) in grouped()) {
         let groups = Groups::by_key(&keys);
         for name in GROUPED {
-            let ours = estimator(name).advantages(&rewards, &groups).unwrap();
+            let ours = estimator(name).advantages(&Outcomes::of(&rewards, &groups)).unwrap();
             for i in 0..rewards.len() {
                 let own: Vec<f64> =
                     (0..rewards.len()).filter(|j| keys[*j] == keys[i]).map(|j| rewards[j]).collect();

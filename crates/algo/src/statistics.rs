@@ -89,7 +89,13 @@ pub(crate) fn mean(values: &[f64]) -> f64 {
     values.iter().sum::<f64>() / values.len() as f64
 }
 
-/// `sum (x - mean)^2`.
+/// `sum (x - mean)^2` about the values' own mean, less what the rounding of that mean added, so
+/// that equal values have 0 exactly.
 pub(crate) fn square_sum(values: &[f64], mean: f64) -> f64 {
-    values.iter().map(|x| (x - mean) * (x - mean)).sum()
+    let (mut squares, mut rest) = (0.0, 0.0);
+    for x in values {
+        squares += (x - mean) * (x - mean);
+        rest += x - mean;
+    }
+    (squares - rest * rest / values.len() as f64).max(0.0)
 }

@@ -8,8 +8,8 @@ use crate::error::{all_finite, parameter, same_length};
 pub struct TokenReward {
     /// Coefficient of the penalty. At most 0 is no penalty (LightRFT). Default 0.
     pub kl_coef: f64,
-    /// The reward is clamped to ± this first. Default none.
-    pub reward_clip: Option<f64>,
+    /// The reward is clamped to this range (least, greatest) first. Default none.
+    pub reward_clip: Option<(f64, f64)>,
 }
 
 /// `r_t = -kl_coef kl_t`, plus the sample's reward at its last masked-in token.
@@ -21,7 +21,7 @@ pub struct TokenReward {
 ///
 /// # Errors
 /// [`AlgoError::Length`], [`AlgoError::NonFinite`] (reward or KL), [`AlgoError::Parameter`] for a
-/// clip range that is not above 0.
+/// clip range that ends below its start.
 pub fn token_rewards(
     spec: &TokenReward,
     reward: f64,
@@ -34,9 +34,10 @@ pub fn token_rewards(
     all_finite(F, "kl", kl)?;
     let reward = match spec.reward_clip {
         None => reward,
-        Some(clip) => {
-            parameter(F, "reward_clip", clip, clip > 0.0, "above 0")?;
-            reward.clamp(-clip, clip)
+        Some((least, greatest)) => {
+            let holds = least <= greatest;
+            parameter(F, "reward_clip", greatest, holds, "at least the range's start")?;
+            reward.max(least).min(greatest)
         }
     };
     let coef = spec.kl_coef.max(0.0);

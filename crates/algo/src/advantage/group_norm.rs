@@ -22,7 +22,7 @@ pub fn group_norm(rewards: &[f64], groups: &Groups) -> Result<Vec<f64>, AlgoErro
         groups,
         Singleton::Refuse,
         |r| r,
-        |own, out| {
+        |_, own, out| {
             let mean = mean(own);
             let std = (square_sum(own, mean) / (own.len() - 1) as f64).sqrt();
             for (a, r) in out.iter_mut().zip(own) {

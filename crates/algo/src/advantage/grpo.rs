@@ -50,7 +50,7 @@ pub fn grpo(spec: &Grpo, scores: &[f64], groups: &Groups) -> Result<Vec<f64>, Al
         groups,
         spec.singleton,
         |s| scaled(s, alone),
-        |own, out| {
+        |_, own, out| {
             let mean = mean(own);
             let std = (square_sum(own, mean) / (own.len() - 1) as f64).sqrt();
             for (a, s) in out.iter_mut().zip(own) {

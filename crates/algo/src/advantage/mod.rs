@@ -5,27 +5,46 @@
 //! verl's outcome advantages are the first stage, put on every masked-in token
 //! ([`broadcast`]).
 
+mod cpgd;
 mod estimator;
 mod gae;
+mod gdpo;
+mod gpg;
 mod group_norm;
 mod grpo;
+mod grpo_vectorized;
 mod normalize;
+mod opo;
+mod pass_k;
 mod reinforce_baseline;
+mod reinforce_plus_plus;
+mod remax;
 mod response_gae;
 mod rloo;
 
-pub use estimator::Estimator;
+pub use cpgd::{Cpgd, CpgdWeight, cpgd};
+pub use estimator::{Estimator, Outcomes};
 pub use gae::{Gae, Outside, gae};
+pub use gdpo::{Component, Gdpo, GdpoAdvantages, Missing, gdpo, gdpo_tokens};
+pub use gpg::{Gpg, gpg};
 pub use group_norm::{GROUP_NORM_EPSILON, group_norm};
 pub use grpo::{Grpo, grpo};
-pub use normalize::{CROSS_BATCH_FLOOR, clip, cross_batch};
-pub use reinforce_baseline::reinforce_baseline;
+pub use grpo_vectorized::compat_grpo_vectorized;
+pub use normalize::{CROSS_BATCH_FLOOR, CrossBatch, clip, cross_batch};
+pub use opo::{Opo, opo};
+pub use pass_k::{PassK, pass_k};
+pub use reinforce_baseline::{ReinforceBaseline, reinforce_baseline};
+pub use reinforce_plus_plus::{
+    ReinforcePlusPlusBaseline, reinforce_plus_plus, reinforce_plus_plus_baseline,
+};
+pub use remax::remax;
 pub use response_gae::{TokenAdvantages, response_gae};
 pub use rloo::{Rloo, rloo};
 
 use crate::AlgoError;
 use crate::error::{all_finite, same_length};
 use crate::group::Groups;
+use crate::real::Real;
 
 /// What a group of one sample gets, which has nobody to be compared with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,6 +57,12 @@ pub enum Singleton {
     Refuse,
 }
 
+/// A sample's outcome score: the sum of its token rewards `[T]`.
+#[must_use]
+pub fn outcome_score<R: Real>(token_rewards: &[R]) -> f64 {
+    token_rewards.iter().map(|r| (*r).into()).sum()
+}
+
 /// Puts each sample's figure on its masked-in tokens, 0 elsewhere: `A_t = m_t a`.
 #[must_use]
 pub fn broadcast(advantage: f64, mask: &[bool]) -> Vec<f64> {
@@ -45,7 +70,7 @@ pub fn broadcast(advantage: f64, mask: &[bool]) -> Vec<f64> {
 }
 
 /// Checks rewards against groups, then asks `of_group` for the advantages of each group of two or
-/// more; `singleton` says what a group of one gets (given its score). Groups whose rewards are all
+/// more (given its members, their rewards and where to write); `singleton` says what a group of one gets (given its score). Groups whose rewards are all
 /// equal get exactly 0, where rounding of their mean over a tiny epsilon would give noise.
 fn per_group(
     function: &'static str,
@@ -53,7 +78,7 @@ fn per_group(
     groups: &Groups,
     singleton: Singleton,
     kept: impl Fn(f64) -> f64,
-    of_group: impl Fn(&[f64], &mut [f64]),
+    of_group: impl Fn(&[usize], &[f64], &mut [f64]),
 ) -> Result<Vec<f64>, AlgoError> {
     same_length(function, "rewards", groups.samples(), rewards.len())?;
     all_finite(function, "rewards", rewards)?;
@@ -75,7 +100,7 @@ fn per_group(
         }
         out.clear();
         out.resize(own.len(), 0.0);
-        of_group(&own, &mut out);
+        of_group(members, &own, &mut out);
         for (i, advantage) in members.iter().zip(&out) {
             advantages[*i] = *advantage;
         }

@@ -8,17 +8,38 @@ use crate::real::Real;
 /// Least variance that [`cross_batch`] divides by.
 pub const CROSS_BATCH_FLOOR: f64 = 1e-8;
 
+/// Settings of [`cross_batch`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CrossBatch {
+    /// Divide by the standard deviation; false is LightRFT's `no_advantage_std_norm`. Default
+    /// true.
+    pub divide_by_std: bool,
+}
+
+impl Default for CrossBatch {
+    fn default() -> Self {
+        Self { divide_by_std: true }
+    }
+}
+
 /// `A <- (A - mean) / sqrt(max(var, 1e-8))` with the population variance over all masked-in tokens
-/// of the batch. All entries are changed, also those outside the mask.
+/// of the batch, or `A <- A - mean`. All entries are changed, also those outside the mask.
 ///
-/// Source: LightRFT `normalize_advantages_cross_batch` (for gae, reinforce and
-/// reinforce_baseline).
+/// Source: LightRFT `normalize_advantages_cross_batch` (advantage_calculator.py; it does so for
+/// gae, reinforce and reinforce_baseline). Both slices are the whole batch laid flat.
 ///
 /// # Errors
 /// As [`Moments::of`].
-pub fn cross_batch<R: Real>(advantages: &mut [R], mask: &[bool]) -> Result<(), AlgoError> {
+pub fn cross_batch<R: Real>(
+    spec: &CrossBatch,
+    advantages: &mut [R],
+    mask: &[bool],
+) -> Result<(), AlgoError> {
     let moments = Moments::of(advantages, mask)?;
-    let scale = 1.0 / moments.population_variance.max(CROSS_BATCH_FLOOR).sqrt();
+    let scale = match spec.divide_by_std {
+        true => 1.0 / moments.population_variance.max(CROSS_BATCH_FLOOR).sqrt(),
+        false => 1.0,
+    };
     for a in advantages {
         *a = R::of(((*a).into() - moments.mean) * scale);
     }

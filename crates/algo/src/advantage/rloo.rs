@@ -32,7 +32,7 @@ pub fn rloo(spec: &Rloo, rewards: &[f64], groups: &Groups) -> Result<Vec<f64>, A
         groups,
         spec.singleton,
         |r| r,
-        |own, out| {
+        |_, own, out| {
             let sum: f64 = own.iter().sum();
             let others = (own.len() - 1) as f64;
             for (a, r) in out.iter_mut().zip(own) {

@@ -9,6 +9,7 @@ use plumb_golden::{Agreement, Case, Failure, GoldenFile, Outcome, Tolerance, com
 use serde_json::Value;
 
 mod constraint;
+mod gdpo;
 mod lightrft_advantage;
 mod lightrft_loss;
 mod pairs;
@@ -44,6 +45,7 @@ const CONSUMERS: &[&[Consumer]] = &[
     constraint::CONSUMERS,
     safety_metric::CONSUMERS,
     safe_rlhf_data::CONSUMERS,
+    gdpo::CONSUMERS,
     lightrft_advantage::CONSUMERS,
     lightrft_loss::CONSUMERS,
     pop::CONSUMERS,

@@ -1,0 +1,3 @@
+//! Each form that runs over whole batches against a loop that spells the equation out.
+
+mod advantage_family;
