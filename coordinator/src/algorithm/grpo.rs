@@ -48,7 +48,9 @@ impl Grpo {
                 ..GrpoSettings::default()
             }),
             Advantage::Rloo => Estimator::Rloo(Rloo { singleton: Singleton::Refuse }),
-            Advantage::ReinforceBaseline => Estimator::ReinforceBaseline(ReinforceBaseline::default()),
+            Advantage::ReinforceBaseline => {
+                Estimator::ReinforceBaseline(ReinforceBaseline::default())
+            }
         };
         Self { recipe: recipe.clone(), estimator, mix: mix(recipe) }
     }
