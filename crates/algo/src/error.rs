@@ -74,6 +74,18 @@ pub enum AlgoError {
         /// What would be right.
         expected: &'static str,
     },
+    /// A value of data of another type.
+    #[error("{function}: {argument} is {got}, expected {expected}")]
+    WrongType {
+        /// Which function.
+        function: &'static str,
+        /// Which argument.
+        argument: &'static str,
+        /// What would be right.
+        expected: &'static str,
+        /// The value, as JSON.
+        got: String,
+    },
     /// A name that stands for no variant.
     #[error("unknown {what} {got:?}, expected one of {expected}")]
     UnknownName {

@@ -4,6 +4,8 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
+use crate::order::Order;
+
 /// One golden file: all cases of one reference function.
 #[derive(Debug)]
 pub struct GoldenFile {
@@ -33,6 +35,8 @@ pub struct Case {
     pub params: Fields,
     /// Arguments.
     pub inputs: Fields,
+    /// The order of the arguments' keys.
+    pub order: Order,
     /// What came of it.
     pub outcome: Outcome,
 }
@@ -99,7 +103,12 @@ impl GoldenFile {
         let key = format!("{area}/{}", part(path.file_stem()));
         let tolerance = Tolerance { rtol: fields.number("rtol")?, atol: fields.number("atol")? };
         let cases = match fields.get("cases")? {
-            Value::Array(cases) => cases.iter().map(Case::read).collect::<Result<_, _>>()?,
+            Value::Array(cases) => {
+                let order: Order = serde_json::from_str(&text).map_err(|e| malformed(&e))?;
+                let order = order.of("cases");
+                let read = |(at, case)| Case::read(case, order.at(at).of("inputs"));
+                cases.iter().enumerate().map(read).collect::<Result<_, _>>()?
+            }
             _ => return Err(malformed(&"cases is not a list")),
         };
         Ok(Self { key, tolerance, cases })
@@ -117,7 +126,7 @@ fn entries(folder: &Path) -> Result<Vec<PathBuf>, Failure> {
 }
 
 impl Case {
-    fn read(json: &Value) -> Result<Self, Failure> {
+    fn read(json: &Value, order: Order) -> Result<Self, Failure> {
         let fields = Fields(json.clone());
         let outcome = match (json.get("error"), json.get("expected")) {
             (Some(error), _) => Outcome::Raised(error.as_str().unwrap_or_default().to_owned()),
@@ -128,6 +137,7 @@ impl Case {
             name: fields.text("name")?.to_owned(),
             params: Fields(fields.get("params")?.clone()),
             inputs: Fields(fields.get("inputs")?.clone()),
+            order,
             outcome,
         })
     }

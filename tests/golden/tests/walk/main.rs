@@ -15,6 +15,9 @@ mod lightrft_loss;
 mod pairs;
 mod pop;
 mod preference;
+mod rank_list;
+mod rank_reward;
+mod rank_token;
 mod safe_rlhf;
 mod safe_rlhf_data;
 mod safer_steer;
@@ -50,6 +53,9 @@ const CONSUMERS: &[&[Consumer]] = &[
     lightrft_loss::CONSUMERS,
     pop::CONSUMERS,
     preference::CONSUMERS,
+    rank_list::CONSUMERS,
+    rank_reward::CONSUMERS,
+    rank_token::CONSUMERS,
     safe_rlhf::CONSUMERS,
     safer_steer::CONSUMERS,
     safework::CONSUMERS,
