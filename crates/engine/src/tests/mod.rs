@@ -6,3 +6,4 @@ mod policy;
 mod publication;
 mod rewards;
 mod support;
+mod training_curve;

@@ -1,0 +1,193 @@
+//! Twenty optimiser steps of supervised training against PyTorch's (tests/parity/data/training.json,
+//! made by tests/parity/make_training_vectors.py).
+
+use std::path::{Path, PathBuf};
+
+use plumb_collective::Collective;
+use plumb_model::{HeadSpec, Packed};
+use serde::Deserialize;
+use tch::{Kind, Tensor};
+
+use super::support::{ranks, settings};
+use crate::head::{ChosenTokens, TokenGradients, TokenValues};
+use crate::micro_batch::Plan;
+use crate::{AdamWSettings, EngineSettings, LoadPlan, Precision, ShardedModel};
+
+#[derive(Deserialize)]
+struct Curves {
+    settings: Settings,
+    steps: Vec<Vec<Row>>,
+    cases: Cases,
+}
+
+#[derive(Deserialize)]
+struct Settings {
+    lr: f64,
+    beta1: f64,
+    beta2: f64,
+    eps: f64,
+    weight_decay: f64,
+    max_grad_norm: f64,
+    warmup_steps: usize,
+    steps: usize,
+}
+
+#[derive(Deserialize)]
+struct Row {
+    ids: Vec<u32>,
+    prompt_tokens: usize,
+}
+
+#[derive(Deserialize)]
+struct Cases {
+    fp32: Curve,
+    bf16: Curve,
+}
+
+#[derive(Deserialize)]
+struct Curve {
+    losses: Vec<f64>,
+    grad_norms: Vec<f64>,
+}
+
+fn data() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/parity/data")
+}
+
+fn curves() -> Curves {
+    let text = std::fs::read_to_string(data().join("training.json")).unwrap();
+    serde_json::from_str(&text).unwrap()
+}
+
+impl Settings {
+    fn adamw(&self) -> AdamWSettings {
+        let Self { beta1, beta2, eps, weight_decay, max_grad_norm, .. } = *self;
+        AdamWSettings { beta1, beta2, eps, weight_decay, max_grad_norm }
+    }
+
+    /// transformers' `get_cosine_schedule_with_warmup`.
+    fn learning_rate(&self, step: usize) -> f64 {
+        if step < self.warmup_steps {
+            return self.lr * step as f64 / self.warmup_steps as f64;
+        }
+        let done = (step - self.warmup_steps) as f64 / (self.steps - self.warmup_steps) as f64;
+        self.lr * 0.5 * (1.0 + (std::f64::consts::PI * done).cos())
+    }
+}
+
+/// Rows laid end to end; every response token is predicted.
+fn batch(rows: &[&Row]) -> (Packed, ChosenTokens) {
+    let (mut predictors, mut targets, mut first) = (Vec::new(), Vec::new(), 0);
+    for row in rows {
+        for at in row.prompt_tokens..row.ids.len() {
+            predictors.push((first + at - 1) as i64);
+            targets.push(i64::from(row.ids[at]));
+        }
+        first += row.ids.len();
+    }
+    let ids: Vec<&[u32]> = rows.iter().map(|row| row.ids.as_slice()).collect();
+    let ids = if ids.is_empty() { vec![&[0][..]] } else { ids };
+    let chosen = ChosenTokens {
+        rows_m: Tensor::from_slice(&predictors),
+        targets_m: Tensor::from_slice(&targets),
+    };
+    (Packed::new(&ids).unwrap(), chosen)
+}
+
+/// This rank's part of the loss, and the gradient norm.
+fn step(model: &mut ShardedModel, rows: &[Row], learning_rate: f64) -> (f64, f64) {
+    let tokens: usize = rows.iter().map(|row| row.ids.len() - row.prompt_tokens).sum();
+    let lengths: Vec<_> = rows.iter().map(|row| row.ids.len()).collect();
+    let budget_tokens = model.settings().micro_batch_tokens;
+    let plan = Plan::new(&lengths, model.world_size(), budget_tokens).unwrap();
+    let mut loss = 0.0;
+    for indices in plan.rank(model.rank()) {
+        let members: Vec<_> = indices.iter().map(|&index| &rows[index]).collect();
+        let (packed, chosen) = batch(&members);
+        let mut token_loss = |values: &TokenValues, _: i64| {
+            loss -= values.logp_m.sum(Kind::Double).double_value(&[]) / tokens as f64;
+            let weight = -1.0 / tokens as f64;
+            Ok(TokenGradients { logp_m: values.logp_m.full_like(weight), entropy_m: None })
+        };
+        model.train_on_tokens(&packed, &chosen, 1.0, &mut token_loss).unwrap();
+    }
+    (loss, model.optimizer_step_on(learning_rate).unwrap())
+}
+
+fn train(curves: &Curves, settings: EngineSettings, world_size: usize) -> Curve {
+    let run = |comm: Box<dyn Collective>| {
+        let plan = LoadPlan {
+            head: HeadSpec::CausalLm,
+            head_seed: 0,
+            settings: settings.clone(),
+            optimizer: Some(curves.settings.adamw()),
+        };
+        let mut model = ShardedModel::load(&data().join("train-qwen2"), plan, comm).unwrap();
+        let mut curve = Curve { losses: Vec::new(), grad_norms: Vec::new() };
+        for (index, rows) in curves.steps.iter().enumerate() {
+            let rate = curves.settings.learning_rate(index);
+            let (loss, norm) = step(&mut model, rows, rate);
+            let [loss] = model.sum_over_ranks([loss]).unwrap();
+            curve.losses.push(loss);
+            curve.grad_norms.push(norm);
+        }
+        curve
+    };
+    ranks(world_size, run).remove(0)
+}
+
+#[track_caller]
+fn assert_curve(got: &[f64], expected: &[f64], relative: f64, what: &str) -> f64 {
+    assert_eq!(got.len(), expected.len(), "{what}");
+    let mut worst: f64 = 0.0;
+    for (index, (got, expected)) in got.iter().zip(expected).enumerate() {
+        let error = (got - expected).abs() / expected.abs();
+        assert!(error <= relative, "{what}, step {index}: {got} instead of {expected}");
+        worst = worst.max(error);
+    }
+    worst
+}
+
+/// Largest micro-batch of one round, and of about three.
+const BUDGETS_TOKENS: [usize; 2] = [1000, 48];
+
+#[test]
+fn fp32_steps_equal_pytorchs_however_the_model_and_the_batch_are_cut() {
+    let curves = curves();
+    let mut worst: f64 = 0.0;
+    for world_size in [1, 2, 4] {
+        for (recompute, reshard_after_forward) in
+            [(true, true), (false, true), (true, false), (false, false)]
+        {
+            for micro_batch_tokens in BUDGETS_TOKENS {
+                let settings = EngineSettings {
+                    recompute,
+                    reshard_after_forward,
+                    micro_batch_tokens,
+                    ..settings()
+                };
+                let what = format!(
+                    "world size {world_size}, recompute {recompute}, reshard \
+                     {reshard_after_forward}, {micro_batch_tokens} tokens"
+                );
+                let curve = train(&curves, settings, world_size);
+                let expected = &curves.cases.fp32;
+                worst = worst.max(assert_curve(&curve.losses, &expected.losses, 1e-5, &what));
+                assert_curve(&curve.grad_norms, &expected.grad_norms, 1e-4, &what);
+            }
+        }
+    }
+    eprintln!("fp32, 20 steps, 24 cuts: largest relative error of a loss {worst:.2e}");
+}
+
+#[test]
+fn bf16_steps_stay_within_a_hundredth_of_pytorchs() {
+    let curves = curves();
+    for world_size in [1, 2] {
+        let settings = EngineSettings { compute: Precision::Bf16, ..settings() };
+        let curve = train(&curves, settings, world_size);
+        let what = format!("bf16, world size {world_size}");
+        let worst = assert_curve(&curve.losses, &curves.cases.bf16.losses, 1e-2, &what);
+        eprintln!("{what}: largest relative error of a loss {worst:.2e}");
+    }
+}
