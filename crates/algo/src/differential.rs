@@ -1,3 +1,4 @@
 //! Each form that runs over whole batches against a loop that spells the equation out.
 
 mod advantage_family;
+mod constraint;

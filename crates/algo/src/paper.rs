@@ -2,6 +2,9 @@
 //! hand calculation.
 
 mod advantage_family;
+mod constraint;
+mod metric;
+mod safe_reward;
 
 use crate::AlgoError;
 use crate::advantage::{

@@ -19,3 +19,8 @@ pub use prompts::{DataError, parse_prompts, read_prompts};
 pub use raw_sample::{Input, RawSample};
 pub use sample_error::SampleError;
 pub use test_split::{NoTest, TestSplit};
+
+#[cfg(test)]
+mod paper;
+#[cfg(test)]
+mod properties;

@@ -37,8 +37,11 @@ enum Check {
     Result(fn(&Case) -> Result<Value, Failure>),
     /// For results that hang on another language's random generator: what remains of ours and of
     /// the reference's once the generator's choice is taken away. Listed by name in the report.
-    Invariants(fn(&Case, &Value) -> Result<(Value, Value), Failure>),
+    Invariants(fn(&Case, &Value) -> Result<Projected, Failure>),
 }
+
+/// Ours and the reference's result, less what a random generator decided.
+type Projected = (Value, Value);
 
 /// A file's key, `area/name`, and how it is checked.
 type Consumer = (&'static str, Check);
