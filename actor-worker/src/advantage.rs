@@ -67,7 +67,7 @@ impl TokenAdvantages {
         let (coef, kl) = match (self.kl, reference) {
             (None, _) => (0.0, vec![0.0; tokens]),
             (Some((coef, kind)), Some(reference)) => {
-                let kl = kind.of_tokens(Clamps::Off, sampler, reference, &mask);
+                let kl = plumb_algo::kl::of_tokens(kind, Clamps::Off, sampler, reference, &mask);
                 (coef, kl.map_err(failed)?)
             }
             (Some(_), None) => {

@@ -1,7 +1,7 @@
 //! From requests to the engine's types, checked.
 
 use plumb_engine::{AdamWSettings, EngineSettings, LoadPlan, OldLogProbs, PolicyUpdate};
-use plumb_loss::kl::{Clamps, Kind as KlKind};
+use plumb_loss::kl::{Clamps, Gradient, Kind as KlKind};
 use plumb_loss::policy::{KlTerm, Objective, PolicyTerm, PpoClip};
 use plumb_model::{HeadSpec, ScoreHead};
 use plumb_proto::actor::{
@@ -134,7 +134,7 @@ fn objective(spec: &PolicyLossSpec) -> Result<Objective, Status> {
     let clamps = if spec.verl_clamps { Clamps::Verl } else { Clamps::Off };
     let kl = (spec.kl_coef != 0.0).then(|| {
         let kind: KlKind = spec.kl_kind.parse().map_err(|error| invalid("loss.kl_kind", error))?;
-        Ok::<_, Status>(KlTerm { coef: spec.kl_coef, kind, clamps })
+        Ok::<_, Status>(KlTerm { coef: spec.kl_coef, kind, clamps, gradient: Gradient::Estimate })
     });
     Ok(Objective {
         policy: PolicyTerm::PpoClip(clip),

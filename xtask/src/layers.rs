@@ -9,7 +9,7 @@ const TABLE: &[(&str, &[&str])] = &[
     ("plumb-domain", &[]),
     ("plumb-proto", &["plumb-domain"]),
     ("plumb-algo", &["plumb-domain"]),
-    ("plumb-loss", &[]),
+    ("plumb-loss", &["plumb-domain"]),
     ("plumb-torch", &[]),
     ("plumb-collective", &["plumb-torch", "plumb-domain"]),
     ("plumb-model", &["plumb-torch", "plumb-domain"]),

@@ -11,7 +11,7 @@ use crate::advantage::{
     self, CrossBatch, Estimator, Gae, Grpo, Outcomes, Outside, ReinforceBaseline, Rloo, Singleton,
 };
 use crate::group::Groups;
-use crate::kl::{Clamps, Kind};
+use crate::kl::{self, Clamps, Kind};
 use crate::kl_controller::KlController;
 use crate::masked::{Moments, standardize, whiten};
 use crate::mix::{Mix, MixError, UnknownLabel};
@@ -194,9 +194,10 @@ fn kl_estimates_of_one_token() {
     // d = -30: exp(30) without clamps, 10 with them.
     assert!(Kind::K3.estimate(Clamps::Off, -30.0, 0.0) > 1e12);
     assert_eq!(Kind::K3.estimate(Clamps::Verl, -30.0, 0.0), 10.0);
-    let masked = Kind::K1.of_tokens(Clamps::Off, &[1.0, f64::NAN], &[0.5, 0.0], &[true, false]);
+    let masked =
+        kl::of_tokens(Kind::K1, Clamps::Off, &[1.0, f64::NAN], &[0.5, 0.0], &[true, false]);
     assert_eq!(masked.unwrap(), [0.5, 0.0]);
-    let bad = Kind::K3.of_tokens(Clamps::Off, &[-1e4f32], &[0.0], &[true]);
+    let bad = kl::of_tokens(Kind::K3, Clamps::Off, &[-1e4f32], &[0.0], &[true]);
     assert!(matches!(bad, Err(AlgoError::NonFinite { .. })));
     assert_eq!("low_var_kl".parse::<Kind>(), Ok(Kind::K3));
     assert!("full".parse::<Kind>().is_err());

@@ -7,7 +7,7 @@ use proptest::prelude::*;
 
 use crate::advantage::{self, Estimator, Outcomes};
 use crate::group::Groups;
-use crate::kl::{Clamps, Kind};
+use crate::kl::{self, Clamps, Kind};
 use crate::masked::Moments;
 use crate::returns;
 use crate::rule::{Answer, Rule, answers_equal, last_boxed, repetition_ratio};
@@ -127,7 +127,7 @@ proptest! {
         let b: Vec<f64> = tokens.iter().map(|t| t.1).collect();
         let (bad_a, bad_b) = (spoil(&a), spoil(&b));
         prop_assert_eq!(Moments::of(&a, &mask), Moments::of(&bad_a, &mask));
-        let kl = |a: &[f64], b: &[f64]| Kind::K3.of_tokens(Clamps::Off, a, b, &mask).unwrap();
+        let kl = |a: &[f64], b: &[f64]| kl::of_tokens(Kind::K3, Clamps::Off, a, b, &mask).unwrap();
         prop_assert_eq!(kl(&a, &b), kl(&bad_a, &bad_b));
         let (mut good, mut bad) = (vec![0.0; a.len()], vec![0.0; a.len()]);
         returns::discounted(&a, &mask, 0.9, &mut good).unwrap();

@@ -84,6 +84,17 @@ pub fn paired_difference(before: &[f64], after: &[f64]) -> Result<Summary, AlgoE
     Summary::of(&change)
 }
 
+/// Share of values above `high` or below `low`, 0 for none at all. NaN is neither.
+///
+/// Source: LightRFT `compute_clip_fraction` (trainer/utils.py), a batch metric that it repeats
+/// for every row.
+#[must_use]
+pub fn fraction_outside(values: &[f64], low: f64, high: f64) -> f64 {
+    let above = values.iter().filter(|x| **x > high).count();
+    let below = values.iter().filter(|x| **x < low).count();
+    if values.is_empty() { 0.0 } else { (above + below) as f64 / values.len() as f64 }
+}
+
 /// `sum x / n`; the caller has checked that there are values.
 pub(crate) fn mean(values: &[f64]) -> f64 {
     values.iter().sum::<f64>() / values.len() as f64

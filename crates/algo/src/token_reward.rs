@@ -15,7 +15,7 @@ pub struct TokenReward {
 /// `r_t = -kl_coef kl_t`, plus the sample's reward at its last masked-in token.
 ///
 /// Source: LightRFT `compute_reward` (models/utils.py). `kl` and `mask` are `[T]`; the penalty is
-/// put on every token, so `kl` should be 0 outside the mask ([`crate::kl::Kind::of_tokens`] sees
+/// put on every token, so `kl` should be 0 outside the mask ([`crate::kl::of_tokens`] sees
 /// to that). A mask that keeps nothing puts the reward on the last token, as there; a sample
 /// without tokens has no token rewards.
 ///

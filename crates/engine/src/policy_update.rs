@@ -205,14 +205,14 @@ impl<'a> MicroBatchLoss<'a> {
         };
         let reference_logp_n = self.reference_logp_m.as_ref().map(of);
         let terms = tch::with_grad(|| {
+            let advantage_n = of(&self.advantage_m);
+            let mask_n = Tensor::ones([count], (Kind::Bool, values.logp_m.device()));
+            let bounds = [0, count];
+            let layout = Layout::Packed { cu_seqlens: &bounds };
             let tokens = Batch {
-                logp: &logp_n,
-                old_logp: &old_logp_n,
-                advantage: &of(&self.advantage_m),
                 ref_logp: reference_logp_n.as_ref(),
                 entropy: Some(&entropy_n),
-                mask: &Tensor::ones([count], (Kind::Bool, values.logp_m.device())),
-                layout: Layout::Packed { cu_seqlens: &[0, count] },
+                ..Batch::new(&logp_n, &old_logp_n, &advantage_n, &mask_n, layout)
             };
             weighted_policy_loss(&self.update.objective, &tokens, &of(&self.weight_m))
         })?;

@@ -44,6 +44,27 @@ impl FromStr for Aggregation {
     }
 }
 
+impl Aggregation {
+    /// From TRL's `loss_type`: `bnpo` (the token mean), `grpo` (the mean over each sequence, then
+    /// over all sequences) and `dr_grpo` (a constant divisor: sequences times the longest
+    /// completion).
+    ///
+    /// # Errors
+    /// [`LossError::UnknownName`].
+    pub fn from_trl(loss_type: &str) -> Result<Self, LossError> {
+        match loss_type {
+            "bnpo" => Ok(Self::TokenMean),
+            "grpo" => Ok(Self::SeqMeanTokenMean),
+            "dr_grpo" => Ok(Self::SeqMeanTokenSumNorm),
+            other => Err(LossError::UnknownName {
+                what: "loss type",
+                got: other.to_owned(),
+                expected: "bnpo, grpo, dr_grpo",
+            }),
+        }
+    }
+}
+
 /// How the tokens of a batch are laid out.
 #[derive(Debug, Clone, Copy)]
 pub enum Layout<'a> {
@@ -102,6 +123,19 @@ impl Denominators {
         let tokens = per_sequence.sum(Kind::Double).double_value(&[]);
         let sequences = per_sequence.gt(0.0).sum(Kind::Double).double_value(&[]);
         Ok(Self { tokens, sequences, norm_tokens, row_epsilon: 0.0 })
+    }
+
+    /// The same with tokens and sequences at least `floor`, so that a batch with nothing to
+    /// average over contributes 0 instead of [`LossError::Empty`] (TRL: 1; LightRFT: 1e-6).
+    #[must_use]
+    pub fn with_floor(self, floor: f64) -> Self {
+        Self { tokens: self.tokens.max(floor), sequences: self.sequences.max(floor), ..self }
+    }
+
+    /// The same with sequences counted whether or not they have a token (LightRFT, TRL, GMPO).
+    #[must_use]
+    pub fn with_all_sequences(self, sequences: usize) -> Self {
+        Self { sequences: sequences as f64, ..self }
     }
 
     /// The same with `row_epsilon` set.
@@ -177,8 +211,8 @@ pub fn aggregate(
 /// Sums over sequences and back, in either layout.
 pub(crate) enum Rows {
     Padded,
-    /// `[N]` index of each token's sequence, and B.
-    Packed(Tensor, i64),
+    /// `[N]` index of each token's sequence, and the B + 1 bounds.
+    Packed(Tensor, Vec<i64>),
 }
 
 impl Rows {
@@ -201,12 +235,12 @@ impl Rows {
                     let bounds = cu_seqlens.to_vec();
                     return Err(LossError::Bounds { function, got: bounds, tokens: got[0] });
                 }
-                let sequences = cu_seqlens.len() as i64 - 1;
                 let mut index = Vec::with_capacity(got[0] as usize);
                 for (b, w) in cu_seqlens.windows(2).enumerate() {
                     index.resize(w[1] as usize, b as i64);
                 }
-                Ok(Self::Packed(Tensor::from_slice(&index).to_device(tokens.device()), sequences))
+                let index = Tensor::from_slice(&index).to_device(tokens.device());
+                Ok(Self::Packed(index, cu_seqlens.to_vec()))
             }
         }
     }
@@ -215,8 +249,8 @@ impl Rows {
     pub(crate) fn sums(&self, values: &Tensor) -> Tensor {
         match self {
             Self::Padded => values.sum_dim_intlist(-1, false, values.kind()),
-            Self::Packed(index, sequences) => {
-                Tensor::zeros([*sequences], (values.kind(), values.device()))
+            Self::Packed(index, bounds) => {
+                Tensor::zeros([bounds.len() as i64 - 1], (values.kind(), values.device()))
                     .index_add(0, index, values)
             }
         }
@@ -232,6 +266,44 @@ impl Rows {
         match self {
             Self::Padded => per_sequence.unsqueeze(-1),
             Self::Packed(index, _) => per_sequence.index_select(0, index),
+        }
+    }
+
+    /// Mean of `values` over the masked-in tokens of each sequence, `[B]`; 0 without tokens.
+    /// `values` is 0 outside the mask; `epsilon` is added to the count.
+    pub(crate) fn means(&self, values: &Tensor, mask: &Tensor, epsilon: f64) -> Tensor {
+        let counts = self.token_counts(mask).to_kind(values.kind());
+        // A sequence without tokens has only zeros to divide, so any divisor above 0 does.
+        let divisor = if epsilon > 0.0 { counts + epsilon } else { counts.clamp_min(1.0) };
+        self.sums(values) / divisor
+    }
+
+    /// B, given a tensor of the tokens' shape.
+    pub(crate) fn sequences(&self, tokens: &Tensor) -> i64 {
+        match self {
+            Self::Padded => tokens.size()[0],
+            Self::Packed(_, bounds) => bounds.len() as i64 - 1,
+        }
+    }
+
+    /// Each token's sequence, i64 of the tokens' shape.
+    pub(crate) fn sequence_of(&self, tokens: &Tensor) -> Tensor {
+        match self {
+            Self::Padded => {
+                let rows = Tensor::arange(tokens.size()[0], (Kind::Int64, tokens.device()));
+                rows.unsqueeze(-1).expand_as(tokens)
+            }
+            Self::Packed(index, _) => index.shallow_clone(),
+        }
+    }
+
+    /// The tokens of each sequence of a tensor `[B, T]` or `[N]`: B views.
+    pub(crate) fn views(&self, tokens: &Tensor) -> Vec<Tensor> {
+        match self {
+            Self::Padded => (0..tokens.size()[0]).map(|b| tokens.get(b)).collect(),
+            Self::Packed(_, bounds) => {
+                bounds.windows(2).map(|w| tokens.narrow(0, w[0], w[1] - w[0])).collect()
+            }
         }
     }
 }

@@ -36,6 +36,15 @@ pub(crate) fn float(
     Err(LossError::Kind { function, argument, expected: "a floating-point kind", got })
 }
 
+/// Logits must have a last dimension, the vocabulary.
+pub(crate) fn vocabulary(function: &'static str, logits: &Tensor) -> Result<(), LossError> {
+    if logits.dim() > 0 {
+        return Ok(());
+    }
+    let got = logits.size();
+    Err(LossError::Rank { function, argument: "logits", expected: "[.., V]", got })
+}
+
 /// The mask as a boolean tensor of shape `expected`.
 pub(crate) fn mask(
     function: &'static str,

@@ -25,6 +25,7 @@ pub mod aggregate;
 mod check;
 pub mod entropy;
 mod error;
+pub mod importance;
 pub mod kl;
 pub mod logprobs;
 pub mod policy;

@@ -14,7 +14,8 @@ use crate::{LossError, check};
 ///
 /// # Errors
 /// [`LossError::Shape`] when `ids` is not `logits` without its last dimension,
-/// [`LossError::Kind`] for ids that are not i64 or logits that are not floats.
+/// [`LossError::Kind`] for ids that are not i64 or logits that are not floats,
+/// [`LossError::Parameter`] for an id outside the vocabulary.
 pub fn log_probs(logits: &Tensor, ids: &Tensor) -> Result<Tensor, LossError> {
     const F: &str = "log_probs";
     check::float(F, "logits", logits)?;
@@ -27,6 +28,13 @@ pub fn log_probs(logits: &Tensor, ids: &Tensor) -> Result<Tensor, LossError> {
     if ids.kind() != Kind::Int64 {
         let expected = "Int64";
         return Err(LossError::Kind { function: F, argument: "ids", expected, got: ids.kind() });
+    }
+    let vocabulary = logits.size()[batch.len()];
+    if ids.numel() > 0 {
+        let (least, most) = (ids.min().int64_value(&[]), ids.max().int64_value(&[]));
+        let outside = if least < 0 { least } else { most };
+        let known = (0..vocabulary).contains(&least) && (0..vocabulary).contains(&most);
+        check::parameter(F, "ids", outside as f64, known, "from 0 to the vocabulary's size")?;
     }
     let logits = logits.to_kind(check::maths_kind(logits));
     let chosen = logits.gather(-1, &ids.unsqueeze(-1), false).squeeze_dim(-1);

@@ -124,7 +124,7 @@ fn dual_clip_bounds_the_loss_of_negative_advantages() {
     let tokens = ppo_clip(&off, &logp, &old, &advantage, &mask).unwrap();
     close(&numbers(&tokens.loss), &[10.0, -1.2]);
     for bad in [
-        PpoClip { clip_low: 1.0, ..off },
+        PpoClip { clip_low: -0.1, ..off },
         PpoClip { clip_high: f64::NAN, ..off },
         PpoClip { dual_clip: Some(1.0), ..off },
         PpoClip { log_ratio_bound: Some(0.0), ..off },
@@ -180,20 +180,22 @@ impl Tokens {
     }
 
     fn batch(&self) -> Batch<'_> {
+        let layout = Layout::Packed { cu_seqlens: &[0, 2, 4] };
         Batch {
-            logp: &self.logp,
-            old_logp: &self.old,
-            advantage: &self.advantage,
             ref_logp: Some(&self.reference),
             entropy: Some(&self.entropy),
-            mask: &self.mask,
-            layout: Layout::Packed { cu_seqlens: &[0, 2, 4] },
+            ..Batch::new(&self.logp, &self.old, &self.advantage, &self.mask, layout)
         }
     }
 }
 
 fn leash() -> Objective {
-    let kl = KlTerm { coef: 0.1, kind: kl::Kind::K1, clamps: Clamps::Off };
+    let kl = KlTerm {
+        coef: 0.1,
+        kind: kl::Kind::K1,
+        clamps: Clamps::Off,
+        gradient: kl::Gradient::Estimate,
+    };
     Objective { kl: Some(kl), entropy_coef: 0.01, ..Objective::default() }
 }
 

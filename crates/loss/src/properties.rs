@@ -26,7 +26,12 @@ fn sequences() -> impl Strategy<Value = Vec<Vec<Token>>> {
 }
 
 fn objective(aggregation: Aggregation) -> Objective {
-    let kl = KlTerm { coef: 0.2, kind: kl::Kind::K3, clamps: Clamps::Verl };
+    let kl = KlTerm {
+        coef: 0.2,
+        kind: kl::Kind::K3,
+        clamps: Clamps::Verl,
+        gradient: kl::Gradient::Estimate,
+    };
     Objective { aggregation, kl: Some(kl), ..Objective::default() }
 }
 
@@ -68,14 +73,10 @@ impl Columns {
     }
 
     fn batch(&self) -> Batch<'_> {
+        let layout = Layout::Packed { cu_seqlens: &self.bounds };
         Batch {
-            logp: &self.logp,
-            old_logp: &self.old,
-            advantage: &self.advantage,
             ref_logp: Some(&self.reference),
-            entropy: None,
-            mask: &self.mask,
-            layout: Layout::Packed { cu_seqlens: &self.bounds },
+            ..Batch::new(&self.logp, &self.old, &self.advantage, &self.mask, layout)
         }
     }
 }
@@ -175,6 +176,8 @@ proptest! {
                 advantage: &square(&columns.advantage),
                 ref_logp: Some(&square(&columns.reference)),
                 entropy: None,
+                weight: None,
+                items: None,
                 mask: &square(&columns.mask),
                 layout: Layout::Padded,
             };

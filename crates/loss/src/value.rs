@@ -37,7 +37,8 @@ pub struct ValueTerms {
 /// All tensors have the shape of `values`, `[B, T]` or `[N]`. Gradients flow to `values`.
 ///
 /// # Errors
-/// As [`aggregate`]; [`LossError::Parameter`] for a clip range that is not above 0.
+/// As [`aggregate`]; [`LossError::Parameter`] for a clip range below 0, [`LossError::NonFinite`]
+/// when the result is no number.
 pub fn value_loss(
     spec: &ValueLoss,
     values: &Tensor,
@@ -62,7 +63,7 @@ pub fn value_loss(
     let (token_loss, clipped_tokens) = match spec.clip {
         None => (plain, 0.0),
         Some(clip) => {
-            check::parameter(F, "clip", clip, clip > 0.0, "above 0")?;
+            check::parameter(F, "clip", clip, clip >= 0.0, "at least 0")?;
             let near = values.clamp_tensor(Some(&old_values - clip), Some(&old_values + clip));
             let clipped = (near - &returns).square();
             let larger = clipped.gt_tensor(&plain).logical_and(&mask);
@@ -70,5 +71,6 @@ pub fn value_loss(
         }
     };
     let loss = aggregate(spec.aggregation, &token_loss, &mask, layout, denominators)? * 0.5;
+    check::finite(F, "the loss", loss.double_value(&[]))?;
     Ok(ValueTerms { loss, clipped_tokens })
 }

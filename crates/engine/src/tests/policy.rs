@@ -2,7 +2,7 @@
 //! to plain autograd over the whole model.
 
 use plumb_loss::aggregate::{Aggregation, Denominators, Layout};
-use plumb_loss::kl::{Clamps, Kind as KlKind};
+use plumb_loss::kl::{Clamps, Gradient, Kind as KlKind};
 use plumb_loss::policy::{Batch, KlTerm, Objective, PolicyTerm, PpoClip, policy_loss};
 use plumb_model::Packed;
 use tch::{Device, Kind, Tensor};
@@ -17,7 +17,8 @@ const TOLERANCE: f32 = 1e-5;
 const LEARNING_RATE: f64 = 0.05;
 
 fn update(aggregation: Aggregation) -> PolicyUpdate {
-    let kl = KlTerm { coef: 0.1, kind: KlKind::K3, clamps: Clamps::Verl };
+    let kl =
+        KlTerm { coef: 0.1, kind: KlKind::K3, clamps: Clamps::Verl, gradient: Gradient::Estimate };
     PolicyUpdate {
         objective: Objective {
             policy: PolicyTerm::PpoClip(PpoClip::default()),
@@ -105,6 +106,8 @@ fn plain_loss(
         advantage: &join(&|s| s.advantages.clone()),
         ref_logp: Some(&join(&|s| s.reference_logps.clone().unwrap())),
         entropy: Some(&Tensor::cat(&entropies, 0)),
+        weight: None,
+        items: None,
         mask: &Tensor::ones([logp.size()[0]], (Kind::Bool, Device::Cpu)),
         layout: Layout::Packed { cu_seqlens: &cu_seqlens },
     };

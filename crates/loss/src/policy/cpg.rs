@@ -8,7 +8,8 @@ use crate::{LossError, check};
 /// Settings of CPG.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Cpg {
-    /// A token stops to push once its ratio leaves `1 ± clip`. Default 0.2, in `(0, 1)`.
+    /// A token stops to push once its ratio leaves `1 ± clip`. Default 0.2, in
+    /// `[0, 1]`; 1 is no lower bound.
     pub clip: f64,
 }
 
@@ -34,8 +35,8 @@ pub fn cpg(
     advantage: &Tensor,
     mask: &Tensor,
 ) -> Result<PolicyTokens, LossError> {
-    let inside = spec.clip > 0.0 && spec.clip < 1.0;
-    check::parameter("cpg", "clip", spec.clip, inside, "in (0, 1)")?;
+    let inside = (0.0..=1.0).contains(&spec.clip);
+    check::parameter("cpg", "clip", spec.clip, inside, "in [0, 1]")?;
     let m = masked("cpg", logp, old_logp, advantage, mask)?;
     let high = &m.old_logp + spec.clip.ln_1p();
     let low = &m.old_logp + (-spec.clip).ln_1p();

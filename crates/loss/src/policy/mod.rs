@@ -1,20 +1,39 @@
 //! Policy-gradient losses.
 //!
-//! [`ppo_clip`] and [`cpg`] give the loss of each token. [`policy_loss`] is the whole objective
-//! of an update (policy term, KL in the loss, entropy bonus) as a contribution that adds up over
-//! micro-batches and ranks.
+//! [`token_losses`] gives the loss of each token under any [`PolicyTerm`] ([`ppo_clip`] and [`cpg`]
+//! are there to be called alone). [`policy_loss`] is the whole objective of an update (policy
+//! term, KL in the loss, entropy bonus) as a contribution that adds up over micro-batches and
+//! ranks. [`reinforce`] works on whole sequences, [`ptx`] on text.
 
+mod cispo;
 mod cpg;
+mod geo_mean;
+mod gpg;
+mod gspo;
+mod level_clip;
 mod objective;
 mod ppo_clip;
+mod ptx;
+mod reinforce;
+mod sapo;
+mod standardize;
 mod sums;
+mod surrogate;
+mod term;
 
+pub use cispo::Cispo;
 pub use cpg::{Cpg, cpg};
-pub use objective::{
-    Batch, KlTerm, Objective, PolicyTerm, PolicyTerms, policy_loss, weighted_policy_loss,
-};
+pub use geo_mean::GeoMean;
+pub use gspo::Gspo;
+pub use level_clip::{LevelClip, RatioLevel};
+pub use objective::{Batch, KlTerm, Objective, PolicyTerms, policy_loss, weighted_policy_loss};
 pub use ppo_clip::{PpoClip, ppo_clip};
+pub use ptx::ptx;
+pub use reinforce::{Baseline, reinforce};
+pub use sapo::Sapo;
+pub use standardize::standardized_advantages;
 pub use sums::TokenSums;
+pub use term::{PolicyTerm, token_losses};
 
 use tch::Tensor;
 
@@ -66,4 +85,23 @@ fn masked(
         advantage: inside(&advantage.detach()),
         mask,
     })
+}
+
+/// Bounds of a ratio: `1 - low` and `1 + high`.
+fn check_clip(function: &'static str, low: f64, high: f64) -> Result<(), LossError> {
+    check::parameter(function, "clip_low", low, low >= 0.0, "at least 0")?;
+    check::parameter(function, "clip_high", high, high >= 0.0, "at least 0")
+}
+
+/// `logp - old_logp` within `± bound`, 0 outside the mask; the gradient is 0 where the bound is
+/// active.
+fn bounded_log_ratio(
+    function: &'static str,
+    m: &Masked,
+    bound: Option<f64>,
+) -> Result<Tensor, LossError> {
+    let log_ratio = &m.logp - &m.old_logp;
+    let Some(bound) = bound else { return Ok(log_ratio) };
+    check::parameter(function, "log_ratio_bound", bound, bound > 0.0, "above 0, or none")?;
+    Ok(log_ratio.clamp(-bound, bound))
 }

@@ -3,18 +3,9 @@
 use tch::{Kind as TensorKind, Tensor};
 
 use super::sums::read;
-use super::{Cpg, PolicyTokens, PpoClip, TokenSums, cpg, ppo_clip};
+use super::{PolicyTerm, PpoClip, TokenSums, token_losses};
 use crate::aggregate::{Aggregation, Denominators, Layout, token_weights};
 use crate::{LossError, check, kl};
-
-/// Which policy term.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub enum PolicyTerm {
-    /// PPO's clipped surrogate.
-    PpoClip(PpoClip),
-    /// Clipped policy gradient.
-    Cpg(Cpg),
-}
 
 /// KL to the reference as a term of the loss.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -25,6 +16,8 @@ pub struct KlTerm {
     pub kind: kl::Kind,
     /// verl's clamps, or none.
     pub clamps: kl::Clamps,
+    /// The estimate's own gradient, or k2's.
+    pub gradient: kl::Gradient,
 }
 
 /// What an update minimises:
@@ -66,10 +59,30 @@ pub struct Batch<'a> {
     /// Entropy of each token's distribution, with gradients; needed with a non-zero
     /// [`Objective::entropy_coef`], else only reported.
     pub entropy: Option<&'a Tensor>,
+    /// Importance weight of each token's policy term ([`crate::importance`]); no gradient. `None`
+    /// is 1.
+    pub weight: Option<&'a Tensor>,
+    /// Item of each token, i64; needed with [`super::RatioLevel::Item`].
+    pub items: Option<&'a Tensor>,
     /// Which tokens count (response tokens of samples that are kept).
     pub mask: &'a Tensor,
     /// How tokens are laid out.
     pub layout: Layout<'a>,
+}
+
+impl<'a> Batch<'a> {
+    /// A batch of what every term needs, and nothing that only some do.
+    #[must_use]
+    pub fn new(
+        logp: &'a Tensor,
+        old_logp: &'a Tensor,
+        advantage: &'a Tensor,
+        mask: &'a Tensor,
+        layout: Layout<'a>,
+    ) -> Self {
+        let (ref_logp, entropy, weight, items) = (None, None, None, None);
+        Self { logp, old_logp, advantage, ref_logp, entropy, weight, items, mask, layout }
+    }
 }
 
 /// A micro-batch's share of the loss.
@@ -90,7 +103,7 @@ pub struct PolicyTerms {
 /// # Errors
 /// [`LossError::Missing`] for a term whose input is not there, [`LossError::NonFinite`] when the
 /// contribution is no number, [`LossError::Empty`] when the whole batch has nothing to average
-/// over; else as [`super::ppo_clip`], [`kl::kl_tokens`] and [`token_weights`].
+/// over; else as [`token_losses`], [`kl::kl_tokens`] and [`token_weights`].
 pub fn policy_loss(
     objective: &Objective,
     batch: &Batch<'_>,
@@ -107,7 +120,8 @@ pub fn policy_loss(
 /// This is [`policy_loss`] for callers that cut through sequences (a fused head works on chunks
 /// of tokens): `weights` are those of [`token_weights`] over the uncut sequences, narrowed to
 /// these tokens. `weights` has the shape of `logp` and is 0 outside the mask;
-/// [`Batch::layout`] and [`Objective::aggregation`] are not looked at.
+/// [`Objective::aggregation`] is not looked at, and [`Batch::layout`] only by a term that
+/// [`PolicyTerm::spans_sequences`], whose sequences must be whole.
 ///
 /// # Errors
 /// As [`policy_loss`].
@@ -125,7 +139,7 @@ pub fn weighted_policy_loss(
     let weights = weights.to_kind(kind);
     let inside = |tokens: &Tensor| tokens.to_kind(kind).masked_fill(&outside, 0.0);
 
-    let tokens = policy_tokens(&objective.policy, batch, &mask)?;
+    let tokens = token_losses(&objective.policy, batch)?;
     let policy = (&tokens.loss * &weights).sum(kind);
     // A sum of its own: `+=` on a shallow clone would write into `policy`.
     let mut loss = &policy + 0.0;
@@ -172,18 +186,6 @@ pub fn weighted_policy_loss(
     Ok(PolicyTerms { loss, sums })
 }
 
-fn policy_tokens(
-    term: &PolicyTerm,
-    batch: &Batch<'_>,
-    mask: &Tensor,
-) -> Result<PolicyTokens, LossError> {
-    let Batch { logp, old_logp, advantage, .. } = *batch;
-    match term {
-        PolicyTerm::PpoClip(spec) => ppo_clip(spec, logp, old_logp, advantage, mask),
-        PolicyTerm::Cpg(spec) => cpg(spec, logp, old_logp, advantage, mask),
-    }
-}
-
 /// KL to the reference with 0 outside the mask, set before the maths so that NaN there cannot
 /// reach a gradient.
 fn reference_kl(term: &KlTerm, batch: &Batch<'_>, outside: &Tensor) -> Result<Tensor, LossError> {
@@ -194,5 +196,6 @@ fn reference_kl(term: &KlTerm, batch: &Batch<'_>, outside: &Tensor) -> Result<Te
     };
     check::shape(F, "ref_logp", &batch.logp.size(), ref_logp)?;
     let logp = batch.logp.masked_fill(outside, 0.0);
-    kl::kl_tokens(term.kind, term.clamps, &logp, &ref_logp.masked_fill(outside, 0.0))
+    let ref_logp = ref_logp.masked_fill(outside, 0.0);
+    kl::kl_tokens_with(term.gradient, term.kind, term.clamps, &logp, &ref_logp)
 }

@@ -2,13 +2,14 @@
 
 use tch::Tensor;
 
-use super::{PolicyTokens, masked};
+use super::surrogate::{Clipped, Surrogate};
+use super::{PolicyTokens, bounded_log_ratio, check_clip, masked};
 use crate::{LossError, check};
 
 /// Settings of the clipped surrogate. The default is verl's "vanilla" loss.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct PpoClip {
-    /// The ratio is clipped below at `1 - clip_low`. Default 0.2, in `[0, 1)`.
+    /// The ratio is clipped below at `1 - clip_low`. Default 0.2; 1 or more is no lower bound.
     pub clip_low: f64,
     /// The ratio is clipped above at `1 + clip_high`. Default 0.2 (DAPO's clip-higher: 0.28).
     pub clip_high: f64,
@@ -35,14 +36,9 @@ impl PpoClip {
 
     fn check(&self) -> Result<(), LossError> {
         const F: &str = "ppo_clip";
-        let low = self.clip_low;
-        check::parameter(F, "clip_low", low, (0.0..1.0).contains(&low), "in [0, 1)")?;
-        check::parameter(F, "clip_high", self.clip_high, self.clip_high >= 0.0, "at least 0")?;
+        check_clip(F, self.clip_low, self.clip_high)?;
         if let Some(c) = self.dual_clip {
             check::parameter(F, "dual_clip", c, c > 1.0, "above 1, or none")?;
-        }
-        if let Some(bound) = self.log_ratio_bound {
-            check::parameter(F, "log_ratio_bound", bound, bound > 0.0, "above 0, or none")?;
         }
         Ok(())
     }
@@ -69,23 +65,14 @@ pub fn ppo_clip(
 ) -> Result<PolicyTokens, LossError> {
     spec.check()?;
     let m = masked("ppo_clip", logp, old_logp, advantage, mask)?;
-    let mut log_ratio = &m.logp - &m.old_logp;
-    if let Some(bound) = spec.log_ratio_bound {
-        log_ratio = log_ratio.clamp(-bound, bound);
-    }
-    let ratio = log_ratio.exp();
-    let plain = -&m.advantage * &ratio;
-    let bounded = -&m.advantage * ratio.clamp(1.0 - spec.clip_low, 1.0 + spec.clip_high);
-    let upper = plain.maximum(&bounded);
-    let clipped = bounded.gt_tensor(&plain).logical_and(&m.mask);
-    let (loss, clipped_lower) = match spec.dual_clip {
-        None => (upper, m.mask.zeros_like()),
-        Some(c) => {
-            let negative = m.advantage.lt(0.0);
-            let ceiling = -&m.advantage * c;
-            let over = upper.gt_tensor(&ceiling).logical_and(&negative).logical_and(&m.mask);
-            (upper.minimum(&ceiling).where_self(&negative, &upper), over)
-        }
+    let log_ratio = bounded_log_ratio("ppo_clip", &m, spec.log_ratio_bound)?;
+    let surrogate = Surrogate {
+        log_ratio: &log_ratio,
+        advantage: &m.advantage,
+        mask: &m.mask,
+        clip_low: spec.clip_low,
+        clip_high: spec.clip_high,
     };
+    let Clipped { loss, clipped, clipped_lower } = surrogate.clip(spec.dual_clip);
     Ok(PolicyTokens { loss, log_ratio: log_ratio.detach(), clipped, clipped_lower })
 }

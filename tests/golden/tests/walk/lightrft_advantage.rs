@@ -219,7 +219,8 @@ fn approx_kl(case: &Case) -> Result<Value, Failure> {
     let bases = case.inputs.matrix("log_probs_base")?;
     let mask = case.inputs.mask("action_mask")?;
     let rows = logps.iter().zip(&bases).zip(&mask).map(|((logp, base), mask)| {
-        let tokens = kind.of_tokens(Clamps::Off, logp, base, mask).map_err(Failure::refused)?;
+        let tokens = plumb_algo::kl::of_tokens(kind, Clamps::Off, logp, base, mask)
+            .map_err(Failure::refused)?;
         Ok(encode_all(&tokens))
     });
     let rows: Vec<Value> = rows.collect::<Result<_, Failure>>()?;

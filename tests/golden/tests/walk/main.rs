@@ -16,10 +16,12 @@ mod pairs;
 mod pop;
 mod preference;
 mod rank_list;
+mod rank_loss;
 mod rank_reward;
 mod rank_token;
 mod safe_rlhf;
 mod safe_rlhf_data;
+mod safe_rlhf_loss;
 mod safer_steer;
 mod safety_metric;
 mod safework;
@@ -29,6 +31,7 @@ mod tensors;
 mod verl_advantage;
 mod verl_kl;
 mod verl_loss;
+mod verl_policy;
 
 /// How a file is checked.
 #[derive(Clone, Copy)]
@@ -59,12 +62,15 @@ const CONSUMERS: &[&[Consumer]] = &[
     rank_list::CONSUMERS,
     rank_reward::CONSUMERS,
     rank_token::CONSUMERS,
+    rank_loss::CONSUMERS,
     safe_rlhf::CONSUMERS,
+    safe_rlhf_loss::CONSUMERS,
     safer_steer::CONSUMERS,
     safework::CONSUMERS,
     score_model::CONSUMERS,
     supervised::CONSUMERS,
     verl_loss::CONSUMERS,
+    verl_policy::CONSUMERS,
     verl_kl::CONSUMERS,
     verl_advantage::CONSUMERS,
 ];
