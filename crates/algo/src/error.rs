@@ -86,6 +86,14 @@ pub enum AlgoError {
         /// The value, as JSON.
         got: String,
     },
+    /// A call at the wrong moment of a sequence.
+    #[error("got {got}, expected {expected}")]
+    OutOfTurn {
+        /// What was given.
+        got: &'static str,
+        /// What is next.
+        expected: &'static str,
+    },
     /// A name that stands for no variant.
     #[error("unknown {what} {got:?}, expected one of {expected}")]
     UnknownName {

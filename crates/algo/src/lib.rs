@@ -11,11 +11,14 @@
 //! the stated [`advantage::Singleton`] rule, and a group without variance has advantages 0.
 
 pub mod advantage;
+pub mod blank;
 pub mod clamped_reward;
 pub mod constraint;
 pub mod dynamic_sampling;
 mod error;
 pub mod group;
+pub mod json;
+pub mod judge;
 pub mod kl;
 pub mod kl_controller;
 pub mod learning_rate;
@@ -25,15 +28,19 @@ pub mod mix;
 pub mod model_score;
 pub mod normalizer;
 pub mod overlong;
+pub mod pairwise;
 pub mod parameter_average;
+mod pattern;
 pub mod rank;
 pub mod real;
 pub mod response_mask;
 pub mod returns;
+pub mod rounding;
 pub mod rule;
 pub mod running_moments;
 pub mod statistics;
 pub mod token_reward;
+pub mod turn;
 
 pub use error::AlgoError;
 

@@ -1,22 +1,27 @@
 //! Data sets: files of prompts, read whole and checked before a run spends time on them, and
-//! safe-rlhf's samples: their text, their token ids, and how data sets are mixed and split.
+//! safe-rlhf's samples: their text, their token ids, and how data sets are mixed and split;
+//! SaFeR-Steer's dialogues and the size of their images.
 
 mod conversation;
 mod dataset_spec;
+mod image_bounds;
 mod mixture;
 mod mixture_error;
 pub mod preprocess;
 mod prompts;
 mod raw_sample;
+mod safety_dialogue;
 mod sample_error;
 mod test_split;
 
 pub use conversation::{PROMPT_ASSISTANT, PROMPT_BEGIN, format_prompt, split_prompt_response};
 pub use dataset_spec::{DatasetSpec, Proportion};
+pub use image_bounds::{ImageBounds, ImagePlan};
 pub use mixture::{Part, merge, select};
 pub use mixture_error::MixtureError;
 pub use prompts::{DataError, parse_prompts, read_prompts};
 pub use raw_sample::{Input, RawSample};
+pub use safety_dialogue::{DialogueError, SafetyDialogue};
 pub use sample_error::SampleError;
 pub use test_split::{NoTest, TestSplit};
 

@@ -48,15 +48,17 @@ impl Repetition {
 /// n-grams`. Tokens are runs of word characters and single other non-blank characters of the
 /// lower-cased text; with fewer than `max(min_tokens, 2 ngram)` of them the ratio is 0.
 ///
-/// Source: SaFeR-Steer `_compute_repetition_ratio` (saferdy_interaction.py). An `ngram` of 0
-/// counts as 1.
+/// Source: SaFeR-Steer `_compute_repetition_ratio` (saferdy_interaction.py). With an `ngram` of 0
+/// there is an empty n-gram at each border of a token, all of them equal.
 #[must_use]
 pub fn repetition_ratio(text: &str, ngram: usize, min_tokens: usize) -> f64 {
-    let ngram = ngram.max(1);
     let lower = text.to_lowercase();
     let tokens: Vec<&str> = TOKEN.find_iter(&lower).map(|m| m.as_str()).collect();
-    if tokens.len() < min_tokens.max(2 * ngram) {
+    if tokens.len() < min_tokens.max(ngram.saturating_mul(2)) {
         return 0.0;
+    }
+    if ngram == 0 {
+        return tokens.len() as f64 / (tokens.len() + 1) as f64;
     }
     let mut counts: HashMap<&[&str], usize> = HashMap::new();
     for gram in tokens.windows(ngram) {
@@ -66,7 +68,7 @@ pub fn repetition_ratio(text: &str, ngram: usize, min_tokens: usize) -> f64 {
     (total - counts.len()) as f64 / total as f64
 }
 
-/// Python's `\w+|\S`: letters and numbers of any script, underscore.
+/// Python's `\w+|\S`: letters and numbers of any script, underscore; U+001C to U+001F are blanks.
 #[allow(clippy::expect_used, reason = "a constant pattern, compiled in every test run")]
 static TOKEN: LazyLock<Regex> =
-    LazyLock::new(|| Regex::new(r"[\p{L}\p{N}_]+|\S").expect("a constant pattern"));
+    LazyLock::new(|| Regex::new(r"[\p{L}\p{N}_]+|[^\s\x1c-\x1f]").expect("a constant pattern"));

@@ -22,6 +22,7 @@ mod rank_token;
 mod safe_rlhf;
 mod safe_rlhf_data;
 mod safe_rlhf_loss;
+mod safer_judge;
 mod safer_steer;
 mod safety_metric;
 mod safework;
@@ -65,6 +66,7 @@ const CONSUMERS: &[&[Consumer]] = &[
     rank_loss::CONSUMERS,
     safe_rlhf::CONSUMERS,
     safe_rlhf_loss::CONSUMERS,
+    safer_judge::CONSUMERS,
     safer_steer::CONSUMERS,
     safework::CONSUMERS,
     score_model::CONSUMERS,
