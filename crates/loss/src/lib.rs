@@ -37,6 +37,8 @@ pub mod value;
 pub use error::LossError;
 
 #[cfg(test)]
+mod differential;
+#[cfg(test)]
 mod paper;
 #[cfg(test)]
 mod properties;

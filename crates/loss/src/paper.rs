@@ -1,6 +1,9 @@
 //! Each equation on numbers small enough to check by hand, gradients included. The comment above
 //! an assertion is the hand calculation.
 
+mod preference;
+mod supervised;
+
 use tch::{Kind, Tensor};
 
 use crate::LossError;

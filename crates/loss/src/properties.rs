@@ -1,6 +1,8 @@
 //! What must hold whatever the numbers: above all that a loss does not depend on how its batch
 //! was cut or laid out.
 
+mod preference;
+
 use proptest::prelude::*;
 use tch::{Kind, Tensor};
 

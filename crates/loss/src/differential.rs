@@ -1,0 +1,3 @@
+//! Vectorised forms against loops over plain numbers, on random cases.
+
+mod preference;
