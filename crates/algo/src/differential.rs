@@ -2,3 +2,4 @@
 
 mod advantage_family;
 mod constraint;
+mod score_model;

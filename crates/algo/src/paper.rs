@@ -5,6 +5,7 @@ mod advantage_family;
 mod constraint;
 mod metric;
 mod safe_reward;
+mod score_model;
 
 use crate::AlgoError;
 use crate::advantage::{

@@ -1,5 +1,7 @@
 //! Score normalisers and parameter averages, whatever the numbers.
 
+use std::slice::from_ref;
+
 use proptest::prelude::*;
 
 use crate::normalizer::{Follow, NormalizeFunction, ScoreNormalizer};
@@ -42,7 +44,7 @@ proptest! {
         turned.reverse();
         let moving = Follow::ExponentialMovingAverage { momentum: 0.7 };
         for follow in [Follow::Running, Follow::CompatRunning, moving] {
-            let (a, b) = (after(follow, &[batch.clone()]), after(follow, &[turned.clone()]));
+            let (a, b) = (after(follow, from_ref(&batch)), after(follow, from_ref(&turned)));
             prop_assert!(close(a.mean, b.mean) && close(a.variance, b.variance));
         }
     }
