@@ -1,19 +1,19 @@
-//! GRPO: the answers to one prompt are compared with one another.
+//! GRPO and its relatives: the answers to one prompt are compared with one another.
 //!
 //! - scores: the label's mix of components, `R = sum w_c s_c` (SafeWork-R1);
-//! - advantages: `(R - mean) / (std + eps)` within the prompt's group, or as the recipe says;
+//! - advantages: as the recipe's `algorithm.advantage` says ([`estimator`]);
 //! - loss: clipped ratio, KL to the reference in the loss or in the reward.
 //!
-//! GRPO owns nothing that changes from step to step.
+//! Nothing here changes from step to step.
+
+mod estimator;
 
 use std::collections::BTreeMap;
 
-use plumb_algo::advantage::{
-    Estimator, Grpo as GrpoSettings, Outcomes, ReinforceBaseline, Rloo, Singleton,
-};
+use plumb_algo::advantage::Estimator;
 use plumb_algo::group::Groups;
 use plumb_algo::mix::{Mix, MixError};
-use plumb_config::{Advantage, Recipe};
+use plumb_config::Recipe;
 use plumb_domain::StepId;
 use plumb_proto::actor::{PolicyLossSpec, SampleAdvantage, TokenAdvantageSpec};
 use plumb_telemetry::metric;
@@ -35,23 +35,14 @@ struct Rewarded<'a> {
     label: &'a str,
     reward: f64,
     scores: BTreeMap<String, f64>,
+    tokens: u32,
 }
 
 impl Grpo {
     /// Takes the recipe's `[algorithm]` and `[reward]`.
     #[must_use]
     pub fn new(recipe: &Recipe) -> Self {
-        let estimator = match recipe.algorithm.advantage {
-            Advantage::GroupNorm => Estimator::GroupNorm,
-            Advantage::Grpo => Estimator::Grpo(GrpoSettings {
-                norm_by_std: recipe.algorithm.normalise_by_std,
-                ..GrpoSettings::default()
-            }),
-            Advantage::Rloo => Estimator::Rloo(Rloo { singleton: Singleton::Refuse }),
-            Advantage::ReinforceBaseline => {
-                Estimator::ReinforceBaseline(ReinforceBaseline::default())
-            }
-        };
+        let estimator = estimator::estimator(&recipe.algorithm);
         Self { recipe: recipe.clone(), estimator, mix: mix(recipe) }
     }
 
@@ -78,6 +69,7 @@ impl Grpo {
                         label: &prompt.label,
                         reward: mixed.total,
                         scores: mixed.scores,
+                        tokens: sample.response_tokens,
                     }),
                     Err(error @ MixError::UnknownLabel { .. }) => {
                         return Err(PhaseError::Failed(error.to_string()));
@@ -104,7 +96,10 @@ impl Algorithm for Grpo {
         scores: &[SampleScores],
     ) -> Result<UpdatePlan, PhaseError> {
         let (rewarded, failed) = self.rewards(generation, scores)?;
-        let (rewarded, alone) = without_lone_samples(rewarded);
+        let (rewarded, alone) = match self.estimator.compares_within_group() {
+            true => without_lone_samples(rewarded),
+            false => (rewarded, 0),
+        };
         if rewarded.is_empty() {
             let cause = failed.first().map_or_else(String::new, |e| format!(": {e}"));
             let samples = generation.samples().count();
@@ -114,9 +109,7 @@ impl Algorithm for Grpo {
         }
         let rewards: Vec<f64> = rewarded.iter().map(|r| r.reward).collect();
         let groups = Groups::by_key(&rewarded.iter().map(|r| r.group).collect::<Vec<_>>());
-        let advantages = self
-            .estimator
-            .advantages(&Outcomes::of(&rewards, &groups))
+        let advantages = estimator::advantages(&self.estimator, &self.mix, &rewarded, &groups)
             .map_err(|error| PhaseError::Failed(format!("step {step}: {error}")))?;
         let equal = in_equal_group(&rewards, &groups);
         let skip = self.recipe.algorithm.skip_equal_groups && equal.iter().any(|e| !e);

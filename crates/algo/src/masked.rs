@@ -5,6 +5,7 @@
 use crate::AlgoError;
 use crate::error::same_length;
 use crate::real::Real;
+use crate::statistics::less_rounding;
 
 /// Mean, variances and count of the masked-in entries, in two passes.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -67,8 +68,7 @@ impl Moments {
             rest += value - mean;
         }
         if epsilon == 0.0 {
-            // What the rounding of the mean added: equal values have variance 0 exactly.
-            squares = (squares - rest * rest / divisor).max(0.0);
+            squares = less_rounding(squares, rest, divisor);
         }
         Ok(Self { count, mean, population_variance: squares / divisor })
     }

@@ -29,6 +29,9 @@ pub struct BatchMoments {
 }
 
 impl RunningMoments {
+    /// Deviation over mean below which equal values cannot be told from rounding.
+    pub const LEAST_SPREAD: f64 = 1e-12;
+
     /// Takes in a batch: with `d = mean_b - mean`, `n = n_a + n_b`,
     /// `mean += d n_b / n`, `M2 = M2_a + M2_b + d^2 n_a n_b / n`.
     ///
@@ -88,7 +91,7 @@ impl RunningMoments {
     ///
     /// # Errors
     /// [`AlgoError::TooFew`] before the second value; [`AlgoError::NoSpread`] if all values seen
-    /// are equal; [`AlgoError::NonFinite`].
+    /// are equal but for rounding; [`AlgoError::NonFinite`].
     pub fn normalise(&self, rewards: &mut [f64], subtract_mean: bool) -> Result<(), AlgoError> {
         const F: &str = "RunningMoments::normalise";
         all_finite(F, "rewards", rewards)?;
@@ -96,7 +99,7 @@ impl RunningMoments {
             return Err(AlgoError::TooFew { function: F, expected: 2, got: self.count as usize });
         }
         let std = self.std();
-        if std == 0.0 {
+        if std <= Self::LEAST_SPREAD * self.mean.abs() {
             return Err(AlgoError::NoSpread { function: F, value: self.mean });
         }
         let away = if subtract_mean { self.mean } else { 0.0 };

@@ -100,13 +100,19 @@ pub(crate) fn mean(values: &[f64]) -> f64 {
     values.iter().sum::<f64>() / values.len() as f64
 }
 
-/// `sum (x - mean)^2` about the values' own mean, less what the rounding of that mean added, so
-/// that equal values have 0 exactly.
+/// `sum (x - mean)^2` about the values' own mean, less what the rounding of that mean added.
 pub(crate) fn square_sum(values: &[f64], mean: f64) -> f64 {
     let (mut squares, mut rest) = (0.0, 0.0);
     for x in values {
         squares += (x - mean) * (x - mean);
         rest += x - mean;
     }
-    (squares - rest * rest / values.len() as f64).max(0.0)
+    less_rounding(squares, rest, values.len() as f64)
+}
+
+/// `squares - rest^2 / n`, where `rest = sum (x - mean)` is 0 but for the rounding of the mean.
+pub(crate) fn less_rounding(squares: f64, rest: f64, n: f64) -> f64 {
+    let corrected = squares - rest * rest / n;
+    // Squares of huge values overflow: their sum is infinite, not 0.
+    if corrected.is_nan() { squares } else { corrected.max(0.0) }
 }

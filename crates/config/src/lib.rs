@@ -16,12 +16,12 @@ mod validate;
 pub use error::{ConfigError, Contradiction};
 pub use parse::Override;
 pub use schema::{
-    Advantage, AlgorithmConfig, CheckpointConfig, Component, ComponentKind, DataConfig, Dtype,
-    EngineConfig, EvaluateStage, ExportStage, GroupConfig, GroupsConfig, GrpoStage, KlConfig,
-    KlKind, KlPlace, LabelStage, LossConfig, Measure, ModelConfig, OldLogps, OptimizerConfig,
-    PrepareStage, Recipe, RewardConfig, RewardModelStage, RolloutConfig, SampleStage,
-    SamplingConfig, Schedule, ScoreHeadConfig, ScoreHeadKind, ScoreInput, Stage, Strategy,
-    TimeoutConfig, Transform,
+    Advantage, AlgorithmConfig, CheckpointConfig, Component, ComponentKind, CpgdWeight, DataConfig,
+    Dtype, EngineConfig, EvaluateStage, ExportStage, GroupConfig, GroupsConfig, GrpoStage,
+    KlConfig, KlKind, KlPlace, LabelStage, LossConfig, Measure, ModelConfig, OldLogps,
+    OptimizerConfig, PrepareStage, Recipe, RewardConfig, RewardModelStage, RolloutConfig,
+    SampleStage, SamplingConfig, Schedule, ScoreHeadConfig, ScoreHeadKind, ScoreInput, Stage,
+    Strategy, TimeoutConfig, Transform,
 };
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! The keys of a recipe. The comments of this module's structs are the text of `docs/recipe.md`.
 
+mod advantage;
 mod algorithm;
 mod model;
 mod reward;
@@ -9,9 +10,9 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+pub use advantage::{Advantage, CpgdWeight};
 pub use algorithm::{
-    Advantage, AlgorithmConfig, KlConfig, KlKind, KlPlace, LossConfig, OldLogps, OptimizerConfig,
-    Schedule,
+    AlgorithmConfig, KlConfig, KlKind, KlPlace, LossConfig, OldLogps, OptimizerConfig, Schedule,
 };
 pub use model::{
     Dtype, EngineConfig, GroupConfig, GroupsConfig, ModelConfig, RolloutConfig, SamplingConfig,

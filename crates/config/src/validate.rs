@@ -1,5 +1,6 @@
 //! Values that contradict one another.
 
+mod advantage;
 mod algorithm;
 mod reward;
 mod stages;
@@ -34,6 +35,7 @@ impl Recipe {
         self.check_groups(&mut found);
         self.check_sampling(&mut found);
         self.check_algorithm(&mut found);
+        self.check_advantage(&mut found);
         self.check_reward(&mut found);
         self.check_stages(&mut found);
         found.0
@@ -173,7 +175,8 @@ name = "train"
         assert_eq!(
             problems(&["algorithm.samples_per_prompt=1"]),
             "recipe r.toml contradicts itself:\n  algorithm.samples_per_prompt: a group of 1 has \
-             nothing to compare with; write at least 2"
+             nothing to compare with for advantage = \"group_norm\"; write at least 2, or take \
+             reinforce, reinforce_plus_plus or cpgd"
         );
     }
 
@@ -182,6 +185,10 @@ name = "train"
         for (set, key) in [
             ("algorithm.mini_batches=9", "algorithm.mini_batches"),
             ("algorithm.normalise_by_std=false", "algorithm.normalise_by_std"),
+            ("algorithm.advantage_epsilon=1e-6", "algorithm.advantage_epsilon"),
+            ("algorithm.gpg_norm=2.0", "algorithm.gpg_norm"),
+            ("algorithm.cpgd_weight=centre", "algorithm.cpgd_weight"),
+            ("algorithm.samples_per_prompt=0", "algorithm.samples_per_prompt"),
             ("algorithm.gamma=0.9", "algorithm.gamma"),
             ("algorithm.loss.dual_clip=0.5", "algorithm.loss.dual_clip"),
             ("algorithm.loss.norm_tokens=5.0", "algorithm.loss.norm_tokens"),
@@ -199,6 +206,53 @@ name = "train"
         ] {
             let found = problems(&[set]);
             assert!(found.contains(&format!("  {key}: ")), "{set}: {found}");
+        }
+    }
+
+    #[test]
+    fn every_advantage_stands_with_its_own_keys_only() {
+        for (name, more) in [
+            ("group_norm", ""),
+            ("grpo", "algorithm.advantage_epsilon=1e-5"),
+            ("grpo", "algorithm.normalise_by_std=false"),
+            ("grpo_passk", "algorithm.advantage_epsilon=0.0"),
+            ("grpo_passk", "algorithm.normalise_by_std=false"),
+            ("rloo", "algorithm.skip_equal_groups=true"),
+            ("reinforce_baseline", ""),
+            ("reinforce", "algorithm.samples_per_prompt=1"),
+            ("reinforce_plus_plus", "algorithm.samples_per_prompt=1"),
+            ("reinforce_plus_plus_baseline", ""),
+            ("opo", "algorithm.skip_equal_groups=true"),
+            ("gpg", "algorithm.gpg_norm=2.0"),
+            ("cpgd", "algorithm.cpgd_weight=std"),
+            ("gdpo", "algorithm.advantage_epsilon=1e-3"),
+        ] {
+            let choice = format!("algorithm.advantage={name}");
+            let set = [choice.as_str(), more];
+            let set = if more.is_empty() { &set[..1] } else { &set[..] };
+            assert_eq!(problems(set), "", "{name} {more}");
+        }
+        for (set, key) in [
+            (["grpo", "algorithm.advantage_epsilon=-1.0"], "advantage_epsilon"),
+            (["reinforce", "algorithm.skip_equal_groups=true"], "skip_equal_groups"),
+            (["gdpo", "algorithm.skip_equal_groups=true"], "skip_equal_groups"),
+            (["opo", "algorithm.samples_per_prompt=1"], "samples_per_prompt"),
+            (["gdpo", "algorithm.samples_per_prompt=1"], "samples_per_prompt"),
+            (["reinforce_plus_plus", "algorithm.kl.place=reward"], "advantage"),
+            (["reinforce_plus_plus_baseline", "algorithm.kl.place=reward"], "advantage"),
+            (["gpg", "algorithm.gpg_norm=0.0"], "gpg_norm"),
+            (["gpg", "algorithm.normalise_by_std=false"], "normalise_by_std"),
+        ] {
+            let choice = format!("algorithm.advantage={}", set[0]);
+            let found = problems(&[&choice, set[1]]);
+            assert!(found.contains(&format!("  algorithm.{key}: ")), "{set:?}: {found}");
+        }
+        for keys in
+            [["grpo", "algorithm.normalise_by_std=false"], ["cpgd", "algorithm.cpgd_weight=centre"]]
+        {
+            let choice = format!("algorithm.advantage={}", keys[0]);
+            let found = problems(&[&choice, keys[1], "algorithm.advantage_epsilon=1e-6"]);
+            assert!(found.contains("  algorithm.advantage_epsilon: "), "{keys:?}: {found}");
         }
     }
 

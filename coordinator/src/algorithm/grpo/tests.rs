@@ -21,7 +21,12 @@ fn batch(labels: &[&str], scores: &[&[Option<f64>]]) -> (Generation, Vec<SampleS
         let mut samples = Vec::new();
         for (i, score) in group.iter().enumerate() {
             let id = format!("p{p}/{i}");
-            samples.push(SampleInfo { sample_id: id.clone(), ..Default::default() });
+            let response_tokens = i as u32 + 1;
+            samples.push(SampleInfo {
+                sample_id: id.clone(),
+                response_tokens,
+                ..Default::default()
+            });
             let score = score.ok_or_else(|| "timeout".to_owned());
             let scores = ["style", "safe"].map(|c| (c.to_owned(), score.clone())).into();
             all.push(SampleScores { sample_id: id, scores });
@@ -110,4 +115,74 @@ fn the_leash_stands_in_the_loss_or_in_the_reward() {
     assert_eq!((grpo.loss().kl_coef, grpo.token_advantage().kl_in_reward_coef), (0.05, 0.0));
     let grpo = Grpo::new(&recipe(&["algorithm.kl.place=reward"]));
     assert_eq!((grpo.loss().kl_coef, grpo.token_advantage().kl_in_reward_coef), (0.0, 0.05));
+}
+
+/// Advantages of two groups under a recipe's settings. Rewards are 1.5 times the scores on label
+/// safety and the scores themselves on general; the answers of a group have 1, 2, 3 tokens.
+fn advantages(set: &[&str], scores: &[&[f64]]) -> Vec<f64> {
+    let scores: Vec<Vec<Option<f64>>> =
+        scores.iter().map(|group| group.iter().map(|s| Some(*s)).collect()).collect();
+    let groups: Vec<&[Option<f64>]> = scores.iter().map(Vec::as_slice).collect();
+    let (generation, all) = batch(&["safety", "general"][..groups.len()], &groups);
+    let plan = Grpo::new(&recipe(set)).plan(StepId(0), &generation, &all).unwrap();
+    assert!(plan.advantages.iter().all(|a| a.keep));
+    plan.advantages.iter().map(|a| a.advantage).collect()
+}
+
+#[track_caller]
+fn close(got: &[f64], expected: &[f64]) {
+    let near = got.iter().zip(expected).all(|(g, e)| (g - e).abs() < 1e-3);
+    assert!(got.len() == expected.len() && near, "{got:?} vs {expected:?}");
+}
+
+#[test]
+fn each_advantage_of_a_recipe_reaches_the_plan() {
+    // Rewards 1.5, 4.5 (1 and 2 tokens) and 0, 2.
+    let scores: [&[f64]; 2] = [&[1.0, 3.0], &[0.0, 2.0]];
+    let of = |set: &[&str]| advantages(set, &scores);
+    let half = 0.5f64.sqrt();
+    close(&of(&["algorithm.advantage=grpo"]), &[-half, half, -half, half]);
+    let plain = ["algorithm.advantage=grpo", "algorithm.normalise_by_std=false"];
+    close(&of(&plain), &[-1.5, 1.5, -1.0, 1.0]);
+    // Standard deviations sqrt 4.5 and sqrt 2, + 1: 1.5 / 3.1213, 1 / 2.4142.
+    let wide = ["algorithm.advantage=grpo", "algorithm.advantage_epsilon=1.0"];
+    close(&of(&wide), &[-0.4806, 0.4806, -0.4142, 0.4142]);
+    // Leads 3 and 2 over the same standard deviations.
+    close(&of(&["algorithm.advantage=grpo_passk"]), &[0.0, 2f64.sqrt(), 0.0, 2f64.sqrt()]);
+    close(&of(&["algorithm.advantage=rloo"]), &[-3.0, 3.0, -2.0, 2.0]);
+    close(&of(&["algorithm.advantage=reinforce_baseline"]), &[-1.5, 1.5, -1.0, 1.0]);
+    close(&of(&["algorithm.advantage=reinforce"]), &[1.5, 4.5, 0.0, 2.0]);
+    // (1.5 + 2 * 4.5) / 3 = 3.5; (0 + 2 * 2) / 3 = 4/3.
+    close(&of(&["algorithm.advantage=opo"]), &[-2.0, 1.0, -4.0 / 3.0, 2.0 / 3.0]);
+    // Three of four rewards are not 0: times 4/3, over 2.
+    let gpg = ["algorithm.advantage=gpg", "algorithm.gpg_norm=2.0"];
+    close(&of(&gpg), &[-1.0, 1.0, -2.0 / 3.0, 2.0 / 3.0]);
+    // Mean 2; population variance (0.25 + 6.25 + 4 + 0) / 4 = 2.625.
+    let std = 2.625f64.sqrt();
+    close(&of(&["algorithm.advantage=cpgd"]), &[-0.5 / std, 2.5 / std, -2.0 / std, 0.0]);
+    let centre = ["algorithm.advantage=cpgd", "algorithm.cpgd_weight=centre"];
+    close(&of(&centre), &[-0.5, 2.5, -2.0, 0.0]);
+    let clip = ["algorithm.advantage=cpgd", "algorithm.cpgd_weight=compat_clip_filter"];
+    close(&of(&clip), &[-1.5, 7.5, -6.0, 0.0]);
+    // Six tokens 1.5, 4.5, 4.5, 0, 2, 2: mean 14.5/6, unbiased variance 15.7083/5 = 3.1417.
+    let (mean, std) = (14.5 / 6.0, 3.141_67_f64.sqrt());
+    let whitened = [1.5, 4.5, 0.0, 2.0].map(|r| (r - mean) / std);
+    close(&of(&["algorithm.advantage=reinforce_plus_plus"]), &whitened);
+    // -1.5, 1.5, 1.5, -1, 1, 1: mean 2.5/6, squares 9.75 - 6.25/6 = 8.7083, over 5.
+    let (mean, std) = (2.5 / 6.0, 1.741_67_f64.sqrt());
+    let whitened = [-1.5, 1.5, -1.0, 1.0].map(|r| (r - mean) / std);
+    close(&of(&["algorithm.advantage=reinforce_plus_plus_baseline"]), &whitened);
+    // Both components of safety have z = -+1/sqrt 2, weights 1 and 0.5; general has one of weight
+    // 1: sums -+1.5/sqrt 2, -+1/sqrt 2; unbiased variance (1.125 + 1.125 + 0.5 + 0.5) / 3.
+    let std = (3.25f64 / 3.0).sqrt();
+    let sums = [-1.5, 1.5, -1.0, 1.0].map(|sum| sum * half / std);
+    close(&of(&["algorithm.advantage=gdpo"]), &sums);
+}
+
+#[test]
+fn what_does_not_compare_within_groups_takes_lone_samples() {
+    let alone: [&[f64]; 2] = [&[1.0], &[2.0]];
+    let one = "algorithm.samples_per_prompt=1";
+    close(&advantages(&["algorithm.advantage=reinforce", one], &alone), &[1.5, 2.0]);
+    close(&advantages(&["algorithm.advantage=cpgd", one], &alone), &[-1.0, 1.0]);
 }

@@ -25,7 +25,7 @@ impl Default for Gpg {
 ///
 /// Alpha makes up for samples that teach nothing; the paper counts them by groups, verl by scores
 /// equal to 0. Source: GPG (Chu et al. 2025), verl `compute_gpg_outcome_advantage` (core_algos.py),
-/// whose alpha is rounded to float32, here too. `scores` is `[B]`. No gradient flows.
+/// whose alpha is taken in float32 as `B * (1 / n)`, here too. `scores` is `[B]`. No gradient flows.
 ///
 /// # Errors
 /// [`AlgoError::Parameter`] for a norm of 0, [`AlgoError::Length`], [`AlgoError::NonFinite`],
@@ -33,7 +33,7 @@ impl Default for Gpg {
 pub fn gpg(spec: &Gpg, scores: &[f64], groups: &Groups) -> Result<Vec<f64>, AlgoError> {
     parameter("gpg", "norm", spec.norm, spec.norm != 0.0, "other than 0")?;
     let telling = scores.iter().filter(|s| **s != 0.0).count().max(1);
-    let alpha = f64::from(scores.len() as f32 / telling as f32);
+    let alpha = f64::from(scores.len() as f32 * (1.0 / telling as f32));
     let scaled = |difference: f64| alpha * difference / spec.norm;
     per_group("gpg", scores, groups, spec.singleton, scaled, |_, own, out| {
         let mean = mean(own);

@@ -137,6 +137,9 @@ fn gdpo_normalises_each_component_then_their_sum() {
     ));
     let compat = Gdpo { missing: Missing::CompatZero, ..spec };
     close(&advantage::gdpo(&compat, &holed, &pairs(2)).unwrap().sums, &[-half, half]);
+    // An infinite score is the largest number, whose square overflows: it adds nothing.
+    let huge = [Component { weight: 1.0, scores: &[f64::INFINITY, 2.0] }];
+    assert_eq!(advantage::gdpo(&compat, &huge, &pairs(2)).unwrap().sums, [0.0, 0.0]);
     // Groups of one add nothing; a batch of one has no spread to divide by.
     let lone = advantage::gdpo(&spec, &components, &Groups::by_key(&[0, 1])).unwrap();
     assert_eq!(lone.advantages, [0.0, 0.0]);
@@ -237,11 +240,11 @@ fn running_moments_refuse_to_divide_by_no_spread() {
     assert_eq!(moments.std(), f64::INFINITY);
     let early = moments.normalise(&mut [1.0], false);
     assert!(matches!(early, Err(AlgoError::TooFew { expected: 2, got: 1, .. })));
-    moments.update(&[0.7, 0.7]).unwrap();
-    assert_eq!(
-        moments.normalise(&mut [1.0], false).unwrap_err().to_string(),
-        "RunningMoments::normalise: all values are 0.7, expected some spread to divide by"
-    );
+    // Means of three 0.7 are rounded, so the moments do not see them as equal to the last bit.
+    moments.update(&[0.7, 0.7, 0.7]).unwrap();
+    let refused = moments.normalise(&mut [1.0], false).unwrap_err();
+    assert!(matches!(refused, AlgoError::NoSpread { .. }), "{refused}");
+    assert!(refused.to_string().ends_with("expected some spread to divide by"), "{refused}");
 }
 
 #[test]
@@ -301,4 +304,7 @@ fn equal_values_have_variance_0_exactly() {
     assert_ne!((0.7 + 0.7 + 0.7) / 3.0, 0.7);
     let moments = Moments::of(&[0.7; 3], &[true; 3]).unwrap();
     assert_eq!(moments.population_variance, 0.0);
+    // Squares that overflow are an infinite variance, not none.
+    let moments = Moments::of(&[1e200, -1e200], &[true; 2]).unwrap();
+    assert_eq!(moments.population_variance, f64::INFINITY);
 }

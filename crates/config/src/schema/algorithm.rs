@@ -2,16 +2,37 @@
 
 use serde::{Deserialize, Serialize};
 
-/// GRPO: groups of answers to one prompt are compared with one another.
+use super::{Advantage, CpgdWeight};
+
+/// Which rewards become which advantages and how the policy learns from them: GRPO, where the answers
+/// to a prompt are compared with one another, and its relatives.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct AlgorithmConfig {
-    /// How rewards become advantages: `group_norm` (LightRFT: unbiased standard deviation + 1e-9),
-    /// `grpo` (verl: + 1e-6, a lone sample keeps its score), `rloo`, `reinforce_baseline`.
+    /// How rewards become advantages. Compared within the answers to a prompt (at least 2; an answer
+    /// that is left alone because the others have no reward takes no part): `group_norm` (LightRFT:
+    /// z-score, unbiased standard deviation + 1e-9), `grpo` (verl: + 1e-6), `grpo_passk` (the best
+    /// answer's lead over the second, the others 0), `rloo`, `reinforce_baseline` (less the mean),
+    /// `opo` (less the mean weighted by length), `gpg` (less the mean, times samples / rewards that
+    /// are not 0), `reinforce_plus_plus_baseline` (less the mean, whitened over the step's tokens),
+    /// `gdpo` (each component of the mix normalised by itself, added by weight, normalised over the
+    /// step). Compared within the whole step: `reinforce_plus_plus` (whitened over tokens), `cpgd`
+    /// (z-score). Not compared: `reinforce`.
     pub advantage: Advantage,
-    /// Divide by the group's standard deviation. Only `grpo` can switch it off.
+    /// Divide by the group's standard deviation. Only `grpo` and `grpo_passk` can switch it off.
     #[serde(default = "yes")]
     pub normalise_by_std: bool,
+    /// Added to standard deviations, where `advantage` is `grpo`, `grpo_passk`, `cpgd` (absent: 1e-6)
+    /// or `gdpo` (absent: 1e-4).
+    #[serde(default)]
+    pub advantage_epsilon: Option<f64>,
+    /// Divisor of the advantages of `gpg`; absent: 1.
+    #[serde(default)]
+    pub gpg_norm: Option<f64>,
+    /// Weight of `cpgd`: `std` (over the standard deviation; the same when absent), `centre` (less
+    /// the mean only) or `compat_clip_filter` (times the samples, 3 at most, as LightRFT has it).
+    #[serde(default)]
+    pub cpgd_weight: Option<CpgdWeight>,
     /// Steps: generate, score, update, publish.
     pub steps: u64,
     /// Prompts in a step.
@@ -32,7 +53,9 @@ pub struct AlgorithmConfig {
     /// Discount per token when KL stands in the reward.
     #[serde(default = "unit")]
     pub gamma: f64,
-    /// Leave out groups whose rewards are all equal: they carry no gradient.
+    /// Leave out groups whose rewards are all equal: they carry no gradient. Not with an `advantage`
+    /// for which they do: `reinforce`, `reinforce_plus_plus`, `reinforce_plus_plus_baseline`, `cpgd`,
+    /// `gdpo`.
     #[serde(default)]
     pub skip_equal_groups: bool,
     /// The policy loss.
@@ -43,20 +66,6 @@ pub struct AlgorithmConfig {
     pub kl: KlConfig,
     /// AdamW and its schedule.
     pub optimizer: OptimizerConfig,
-}
-
-/// How rewards become advantages.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Advantage {
-    /// LightRFT's `group_norm`.
-    GroupNorm,
-    /// verl's `grpo`.
-    Grpo,
-    /// Leave one out.
-    Rloo,
-    /// Minus the group's mean.
-    ReinforceBaseline,
 }
 
 /// Source of the old log-probs.

@@ -1,7 +1,7 @@
 //! Contradictions in sampling, algorithm, loss and optimiser.
 
 use super::Findings;
-use crate::schema::{Advantage, OldLogps, SamplingConfig, Stage};
+use crate::schema::{OldLogps, SamplingConfig, Stage};
 use crate::{KlPlace, Recipe};
 
 impl Recipe {
@@ -48,24 +48,12 @@ impl Recipe {
             "write at least 1",
         );
         found.require(
-            a.samples_per_prompt >= 2,
-            "algorithm.samples_per_prompt",
-            format!("a group of {} has nothing to compare with", a.samples_per_prompt),
-            "write at least 2",
-        );
-        found.require(
             a.mini_batches >= 1 && u64::from(a.mini_batches) <= samples.max(1),
             "algorithm.mini_batches",
             format!("{} mini-batches out of {samples} samples", a.mini_batches),
             "write 1 to prompts_per_step x samples_per_prompt",
         );
         found.require(a.epochs >= 1, "algorithm.epochs", "0 passes", "write at least 1");
-        found.require(
-            a.normalise_by_std || a.advantage == Advantage::Grpo,
-            "algorithm.normalise_by_std",
-            format!("false has no meaning for advantage = {:?}", a.advantage),
-            "use advantage = \"grpo\", or leave it true",
-        );
         found.require(
             a.old_logps != OldLogps::Current || (a.mini_batches == 1 && a.epochs == 1),
             "algorithm.old_logps",
