@@ -20,7 +20,7 @@ pub use image_bounds::{ImageBounds, ImagePlan};
 pub use mixture::{Part, merge, select};
 pub use mixture_error::MixtureError;
 pub use prompts::{DataError, parse_prompts, read_prompts};
-pub use raw_sample::{Input, RawSample};
+pub use raw_sample::{Input, RawSample, SafeFlags};
 pub use safety_dialogue::{DialogueError, SafetyDialogue};
 pub use sample_error::SampleError;
 pub use test_split::{NoTest, TestSplit};

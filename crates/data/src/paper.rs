@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use crate::preprocess::{self, IGNORE_INDEX, Tokenizer};
 use crate::{
     DatasetSpec, Input, MixtureError, NoTest, PROMPT_ASSISTANT, Part, Proportion, RawSample,
-    SampleError, TestSplit, format_prompt, merge, select, split_prompt_response,
+    SafeFlags, SampleError, TestSplit, format_prompt, merge, select, split_prompt_response,
 };
 
 /// One id a character, its code; 0 for `|`, the end of an answer. At most `longest` ids.
@@ -162,7 +162,7 @@ fn a_pku_row_compares_its_first_response_with_its_second() {
         "better_response_id": "1", "safer_response_id": 0.0,
         "is_response_0_safe": 1, "is_response_1_safe": false, "severity": 3,
     });
-    let sample = RawSample::from_pku_saferlhf(&row).unwrap();
+    let sample = RawSample::from_pku_saferlhf(&row, SafeFlags::Strict).unwrap();
     let expected = RawSample {
         input: Some(Input::Question("p".to_owned())),
         answer: Some("a".to_owned()),
@@ -176,7 +176,7 @@ fn a_pku_row_compares_its_first_response_with_its_second() {
     assert_eq!(sample, expected);
     let mut missing = row.clone();
     missing.as_object_mut().unwrap().remove("response_1");
-    let missing = RawSample::from_pku_saferlhf(&missing).unwrap_err();
+    let missing = RawSample::from_pku_saferlhf(&missing, SafeFlags::Strict).unwrap_err();
     assert_eq!(missing, SampleError::Missing { field: "response_1" });
     for (field, value) in [
         ("better_response_id", json!(null)),
@@ -186,10 +186,21 @@ fn a_pku_row_compares_its_first_response_with_its_second() {
     ] {
         let mut wrong = row.clone();
         wrong[field] = value;
-        let wrong = RawSample::from_pku_saferlhf(&wrong).unwrap_err();
+        let wrong = RawSample::from_pku_saferlhf(&wrong, SafeFlags::Strict).unwrap_err();
         assert!(matches!(wrong, SampleError::FieldType { .. }), "{field}: {wrong}");
     }
-    let list = RawSample::from_pku_saferlhf(&json!([1])).unwrap_err();
+    let truthy = |value: Value| {
+        let mut loose = row.clone();
+        loose["is_response_0_safe"] = value;
+        RawSample::from_pku_saferlhf(&loose, SafeFlags::CompatTruthy).unwrap().is_safe.unwrap()
+    };
+    for value in [json!("false"), json!(2), json!([0]), json!({"a": 0}), json!(true)] {
+        assert!(truthy(value.clone()), "{value}");
+    }
+    for value in [json!(null), json!(""), json!(0.0), json!([]), json!({}), json!(false)] {
+        assert!(!truthy(value.clone()), "{value}");
+    }
+    let list = RawSample::from_pku_saferlhf(&json!([1]), SafeFlags::Strict).unwrap_err();
     assert_eq!(list, SampleError::NotAnObject { got: "[1]".to_owned() });
 }
 

@@ -59,6 +59,17 @@ pub struct RawSample {
     pub is_other_safe: Option<bool>,
 }
 
+/// What may stand for a safety flag of a row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum SafeFlags {
+    /// `true`, `false`, 1 and 0.
+    #[default]
+    Strict,
+    /// Anything, as safe-rlhf: null, 0 and what is empty are false, all else is true, the text
+    /// `"false"` as well.
+    CompatTruthy,
+}
+
 impl RawSample {
     /// From a row with the fields' names; null is a missing field, other fields are passed over.
     /// Flags may be 0 and 1.
@@ -85,18 +96,21 @@ impl RawSample {
 
     /// From a row of PKU-SafeRLHF: `prompt`, `response_0`, `response_1`, `better_response_id`,
     /// `safer_response_id`, `is_response_0_safe`, `is_response_1_safe`; other fields are passed
-    /// over. `answer` is response 0.
+    /// over. `answer` is response 0. `safe_flags` says what may stand for true and false.
     ///
     /// Source: safe-rlhf `SafeRLHFDataset.__getitem__`. An id of 0 means response 0, any other
     /// number response 1, as there; a number in a string is one too.
     ///
     /// # Errors
     /// [`SampleError::NotAnObject`], [`SampleError::Missing`], [`SampleError::FieldType`].
-    pub fn from_pku_saferlhf(json: &Value) -> Result<Self, SampleError> {
+    pub fn from_pku_saferlhf(json: &Value, safe_flags: SafeFlags) -> Result<Self, SampleError> {
         let row = object(json)?;
         let required = |field| row.get(field).ok_or(SampleError::Missing { field });
         let text = |field| text(field, required(field)?);
-        let flag = |field| flag(field, required(field)?);
+        let flag = |field| match safe_flags {
+            SafeFlags::Strict => flag(field, required(field)?),
+            SafeFlags::CompatTruthy => Ok(truthy(required(field)?)),
+        };
         let first = |field| Ok::<bool, SampleError>(whole(field, required(field)?)? == 0);
         Ok(Self {
             input: Some(Input::Question(text("prompt")?)),
@@ -141,6 +155,18 @@ fn flag(field: &'static str, value: &Value) -> Result<bool, SampleError> {
         (None, Some(0.0)) => Ok(false),
         (None, Some(1.0)) => Ok(true),
         _ => Err(wrong(field, "true or false", value)),
+    }
+}
+
+/// Python's `bool`.
+fn truthy(value: &Value) -> bool {
+    match value {
+        Value::Null => false,
+        Value::Bool(flag) => *flag,
+        Value::Number(number) => number.as_f64() != Some(0.0),
+        Value::String(text) => !text.is_empty(),
+        Value::Array(items) => !items.is_empty(),
+        Value::Object(fields) => !fields.is_empty(),
     }
 }
 

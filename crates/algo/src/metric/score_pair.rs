@@ -25,13 +25,11 @@ pub fn score_pair(reply: &str) -> Result<[f64; 2], ScorePairError> {
 }
 
 /// As the original: a reply that cannot be read scores 0 for both, which makes a judge's failure a
-/// tie at the lowest score; infinities are taken. (It takes `nan` too; here that is unreadable.)
+/// tie at the lowest score; infinities are taken. (It takes `nan` too; here such a score is 0.)
 #[must_use]
 pub fn compat_score_pair(reply: &str) -> [f64; 2] {
-    match two_floats(first_line(reply)) {
-        Some(pair) if pair.iter().all(|score| !score.is_nan()) => pair,
-        _ => [0.0, 0.0],
-    }
+    let pair = two_floats(first_line(reply)).unwrap_or_default();
+    pair.map(|score| if score.is_nan() { 0.0 } else { score })
 }
 
 fn first_line(reply: &str) -> &str {
@@ -70,10 +68,19 @@ fn float(text: &str) -> Option<f64> {
 
 /// Decimal digits of other scripts as ASCII digits; other characters unchanged.
 fn ascii_digit(c: char) -> char {
-    // First digits of the scripts that judges write in: Arabic, Persian, Devanagari, Bengali,
-    // Thai, full-width.
-    const ZEROS: [u32; 6] = [0x660, 0x6F0, 0x966, 0x9E6, 0xE50, 0xFF10];
     let code = u32::from(c);
-    let value = ZEROS.iter().filter_map(|zero| code.checked_sub(*zero)).find(|value| *value < 10);
+    // The script whose zero is the last at or below the character.
+    let script = ZEROS.partition_point(|zero| *zero <= code).checked_sub(1);
+    let value = script.map(|script| code - ZEROS[script]).filter(|value| *value < 10);
     value.and_then(|value| char::from_digit(value, 10)).unwrap_or(c)
 }
+
+/// The zeros of Unicode's decimal digits (category Nd) beyond ASCII, each followed by its 1 to 9.
+const ZEROS: [u32; 65] = [
+    0x660, 0x6F0, 0x7C0, 0x966, 0x9E6, 0xA66, 0xAE6, 0xB66, 0xBE6, 0xC66, 0xCE6, 0xD66, 0xDE6,
+    0xE50, 0xED0, 0xF20, 0x1040, 0x1090, 0x17E0, 0x1810, 0x1946, 0x19D0, 0x1A80, 0x1A90, 0x1B50,
+    0x1BB0, 0x1C40, 0x1C50, 0xA620, 0xA8D0, 0xA900, 0xA9D0, 0xA9F0, 0xAA50, 0xABF0, 0xFF10,
+    0x104A0, 0x10D30, 0x11066, 0x110F0, 0x11136, 0x111D0, 0x112F0, 0x11450, 0x114D0, 0x11650,
+    0x116C0, 0x11730, 0x118E0, 0x11950, 0x11C50, 0x11D50, 0x11DA0, 0x16A60, 0x16AC0, 0x16B50,
+    0x1D7CE, 0x1D7D8, 0x1D7E2, 0x1D7EC, 0x1D7F6, 0x1E140, 0x1E2F0, 0x1E950, 0x1FBF0,
+];

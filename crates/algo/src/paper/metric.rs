@@ -79,6 +79,7 @@ fn a_judges_scores_are_two_numbers_on_the_first_line() {
         ("1_0 2", [10.0, 2.0]),
         // Full-width and Arabic digits; a no-break space belongs to a number's edge.
         ("\u{ff18} \u{669}", [8.0, 9.0]),
+        ("\u{17e8} \u{1fbf9}", [8.0, 9.0]),
         ("8 \u{a0}9", [8.0, 9.0]),
     ] {
         assert_eq!(score_pair(reply).unwrap(), expected, "{reply:?}");
@@ -96,12 +97,13 @@ fn a_judges_scores_are_two_numbers_on_the_first_line() {
         "8/10 9/10",
         "1__0 2",
         "_1 2",
-        "nan 3",
         "0x8 1",
     ] {
         assert!(score_pair(reply).is_err(), "{reply:?}");
         assert_eq!(compat_score_pair(reply), [0.0, 0.0], "{reply:?}");
     }
+    assert!(score_pair("nan 3").is_err());
+    assert_eq!(compat_score_pair("nan 3"), [0.0, 3.0]);
     assert!(score_pair("inf 3").is_err());
     assert_eq!(compat_score_pair("inf 3"), [f64::INFINITY, 3.0]);
 }

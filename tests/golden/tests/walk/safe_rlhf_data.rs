@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 
 use plumb_data::preprocess::{self, Tokenizer};
 use plumb_data::{
-    DatasetSpec, Input, NoTest, Part, Proportion, RawSample, TestSplit, format_prompt, merge,
-    split_prompt_response,
+    DatasetSpec, Input, NoTest, Part, Proportion, RawSample, SafeFlags, TestSplit, format_prompt,
+    merge, split_prompt_response,
 };
 use plumb_golden::{Case, Failure, Fields, encode};
 use serde_json::{Value, json};
@@ -80,7 +80,8 @@ fn prompt(case: &Case) -> Result<Value, Failure> {
 }
 
 fn pku_row(case: &Case) -> Result<Value, Failure> {
-    let raw = RawSample::from_pku_saferlhf(case.inputs.get("row")?).map_err(Failure::refused)?;
+    let raw = RawSample::from_pku_saferlhf(case.inputs.get("row")?, SafeFlags::CompatTruthy)
+        .map_err(Failure::refused)?;
     let input = raw.input.as_ref().map(Input::turns).unwrap_or_default();
     Ok(json!({
         "input": input.first(),
