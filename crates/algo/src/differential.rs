@@ -2,4 +2,5 @@
 
 mod advantage_family;
 mod constraint;
+mod rank;
 mod score_model;

@@ -4,6 +4,7 @@
 mod advantage_family;
 mod constraint;
 mod metric;
+mod rank;
 mod safe_reward;
 mod score_model;
 

@@ -2,6 +2,7 @@
 
 mod advantage_family;
 mod constraint;
+mod rank;
 mod score_model;
 
 use proptest::prelude::*;

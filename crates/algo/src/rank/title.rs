@@ -202,3 +202,33 @@ impl Chain {
         true
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    use super::*;
+    use crate::rank::{Solution, parse_list};
+
+    #[test]
+    fn long_lists_made_to_slow_the_parser_down_do_not() {
+        let n = 50_000;
+        let hard = [
+            "(".repeat(n) + &")".repeat(n),
+            "1".repeat(n) + &" *".repeat(n),
+            "\"'".repeat(n) + "x" + &"'\"".repeat(n),
+            "1".repeat(n) + &"(".repeat(n) + &")".repeat(n) + ". x",
+            "* _".repeat(n),
+            "<solution>".repeat(n),
+            "a (1 ".repeat(n),
+        ];
+        for text in hard {
+            // A form that is quadratic takes minutes here.
+            let started = Instant::now();
+            let films = parse_list(&format!("x {text} (1999)"), Solution::First);
+            assert_eq!(films.len(), 1);
+            let _ = clean_title(&text);
+            assert!(started.elapsed() < Duration::from_secs(10), "{:?}", &text[..10]);
+        }
+    }
+}
