@@ -33,7 +33,7 @@ pub enum ScoreHead {
     /// linear layer to one number.
     Mlp {
         /// Width of each hidden layer. Without any it is one linear layer with a bias, as in
-        /// safe-rlhf's score models.
+        /// safe-rlhf's score models; a model folder cannot hold that form.
         hidden_dims: Vec<i64>,
     },
 }

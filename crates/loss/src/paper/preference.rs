@@ -182,6 +182,10 @@ fn pop_fixed_takes_the_unpreferred_gap_as_a_bounded_margin() {
     let ours = pop_fixed(&spec, &values(&better, &zero), &values(&far, &zero), 1).unwrap();
     close(&numbers(&ours.loss), &[HALF]);
     close(&grad(&ours.loss, &better), &[-0.5]);
+    // Without bounds the margin is 100 itself: logit ln 3 - 100.
+    let open = PopFixed { margin_min: f64::NEG_INFINITY, margin_max: f64::INFINITY, ..spec };
+    let ours = pop_fixed(&open, &values(&better, &zero), &values(&far, &zero), 1).unwrap();
+    close(&numbers(&ours.loss), &[100.0 - ln3()]);
     let nan = PopFixed { margin_min: f64::NAN, ..spec };
     let pair = values(&zero, &zero);
     assert!(matches!(pop_fixed(&nan, &pair, &pair, 1), Err(LossError::Parameter { .. })));

@@ -13,7 +13,7 @@ use crate::{LossError, check};
 pub struct PopFixed {
     /// Scale of the implicit reward, at least 0. Default 0.1.
     pub beta: f64,
-    /// Least margin, before beta. Default 0 (HC-RLHF `--margin_min`).
+    /// Least margin, before beta; may be infinite: no bound. Default 0 (HC-RLHF `--margin_min`).
     pub margin_min: f64,
     /// Greatest margin, before beta. Default 10 (HC-RLHF `--margin_max`). Where it is below
     /// `margin_min` it wins, as in torch.
@@ -99,7 +99,15 @@ pub fn pop_fixed(
     const F: &str = "pop_fixed";
     check_values(F, spec.beta, preferred, unpreferred, pairs)?;
     for (name, bound) in [("margin_min", spec.margin_min), ("margin_max", spec.margin_max)] {
-        check::parameter(F, name, bound, true, "a finite number")?;
+        if bound.is_nan() {
+            let expected = "a number or an infinity";
+            return Err(LossError::Parameter {
+                function: F,
+                parameter: name,
+                value: bound,
+                expected,
+            });
+        }
     }
     let gap = preferred.gap();
     let kind = gap.kind();
