@@ -28,6 +28,17 @@ pub fn entropy(logits: &Tensor) -> Result<Tensor, LossError> {
     Ok(logits.logsumexp([-1], false) - mean)
 }
 
+/// What tokens outside the mask count as where the highest entropies are looked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum MaskedEntropy {
+    /// Nothing: only masked-in tokens are chosen.
+    #[default]
+    Excluded,
+    /// LightRFT's: their entropy times 0, so that padding can be chosen before a token whose
+    /// entropy is 0, and the result is then no subset of the mask.
+    CompatZero,
+}
+
 /// The tokens of each sequence whose entropy is highest: `max(1, floor(n ratio))` of its n
 /// masked-in tokens. A sequence without tokens keeps none.
 ///
@@ -37,7 +48,7 @@ pub fn entropy(logits: &Tensor) -> Result<Tensor, LossError> {
 ///
 /// `entropy` is `[B, T]` or `[N]` as `layout` says, `mask` of the same shape; the result is
 /// boolean of that shape, without gradient, and a subset of the mask. Entropies outside the mask
-/// do not matter. Among equal entropies at the border, which ones are kept is torch's `topk`'s
+/// do not matter (but see [`MaskedEntropy`]). Among equal entropies at the border, which ones are kept is torch's `topk`'s
 /// choice.
 ///
 /// # Errors
@@ -48,6 +59,7 @@ pub fn high_entropy_mask(
     mask: &Tensor,
     layout: Layout<'_>,
     ratio: f64,
+    masked: MaskedEntropy,
 ) -> Result<Tensor, LossError> {
     const F: &str = "high_entropy_mask";
     check::parameter(F, "ratio", ratio, true, "a finite number")?;
@@ -57,10 +69,14 @@ pub fn high_entropy_mask(
     }
     check::float(F, "entropy", entropy)?;
     let rows = Rows::new(F, &mask, layout)?;
-    let lowest = entropy.detach().masked_fill(&mask.logical_not(), f64::NEG_INFINITY);
+    let entropy = entropy.detach();
+    let ranked = match masked {
+        MaskedEntropy::Excluded => entropy.masked_fill(&mask.logical_not(), f64::NEG_INFINITY),
+        MaskedEntropy::CompatZero => &entropy * mask.to_kind(entropy.kind()),
+    };
     let counts = rows.token_counts(&mask);
     let high = mask.zeros_like();
-    let pairs = rows.views(&lowest).into_iter().zip(rows.views(&high));
+    let pairs = rows.views(&ranked).into_iter().zip(rows.views(&high));
     for (b, (row, mut high)) in pairs.enumerate() {
         let tokens = counts.double_value(&[b as i64]);
         if tokens > 0.0 {

@@ -1,6 +1,8 @@
 //! Each equation on numbers small enough to check by hand, gradients included. The comment above
 //! an assertion is the hand calculation.
 
+mod divergence;
+mod policy;
 mod preference;
 mod supervised;
 

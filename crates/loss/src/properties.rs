@@ -1,6 +1,7 @@
 //! What must hold whatever the numbers: above all that a loss does not depend on how its batch
 //! was cut or laid out.
 
+mod policy;
 mod preference;
 
 use proptest::prelude::*;

@@ -41,12 +41,13 @@ pub fn cpg(
     let high = &m.old_logp + spec.clip.ln_1p();
     let low = &m.old_logp + (-spec.clip).ln_1p();
     let positive = m.advantage.gt(0.0);
-    let bounded = m.logp.minimum(&high).where_self(&positive, &m.logp.maximum(&low));
     let past = m.logp.gt_tensor(&high).where_self(&positive, &m.logp.lt_tensor(&low));
+    let clipped = past.logical_and(&m.mask);
+    let bound = high.where_self(&positive, &low);
     Ok(PolicyTokens {
-        loss: -&m.advantage * bounded,
+        loss: -&m.advantage * bound.where_self(&clipped, &m.logp),
         log_ratio: (&m.logp - &m.old_logp).detach(),
-        clipped: past.logical_and(&m.mask),
+        clipped,
         clipped_lower: m.mask.zeros_like(),
     })
 }

@@ -92,7 +92,9 @@ pub(super) fn level_clip(
         let capped = spec.ratio_cap.map_or(ratio.shallow_clone(), |cap| ratio.clamp_max(cap));
         let within = ratio.clamp(1.0 - spec.clip_low, 1.0 + spec.clip_high);
         let (first, second) = (&capped * &m.advantage, &within * &m.advantage);
-        let free = first.le_tensor(&second).logical_and(&capped.eq_tensor(&ratio));
+        let free = capped
+            .eq_tensor(&ratio)
+            .where_self(&first.lt_tensor(&second), &within.eq_tensor(&ratio));
         let low = capped.lt(1.0 - spec.clip_low).logical_and(&m.advantage.lt(0.0));
         let high = capped.gt(1.0 + spec.clip_high).logical_and(&m.advantage.gt(0.0));
         (-first.minimum(&second), free, low.logical_or(&high).logical_and(&m.mask))

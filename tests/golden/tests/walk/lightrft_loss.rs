@@ -3,7 +3,7 @@
 use plumb_algo::statistics::fraction_outside;
 use plumb_golden::{Case, Failure, Fields, encode};
 use plumb_loss::aggregate::{Aggregation, Denominators, Layout};
-use plumb_loss::entropy;
+use plumb_loss::entropy::{self, MaskedEntropy};
 use plumb_loss::policy::{
     Batch, Cpg, GeoMean, Gspo, Objective, PolicyTerm, PpoClip, policy_loss, standardized_advantages,
 };
@@ -143,7 +143,13 @@ fn high_entropy_mask(case: &Case) -> Result<Value, Failure> {
     let entropies = tensor(&case.inputs, "entropy")?;
     let mask = mask_or_all(&case.inputs, "action_mask", &entropies)?;
     let ratio = case.params.number_or("high_entropy_ratio", 0.2)?;
-    let high = entropy::high_entropy_mask(&entropies, &mask, Layout::Padded, ratio);
+    let high = entropy::high_entropy_mask(
+        &entropies,
+        &mask,
+        Layout::Padded,
+        ratio,
+        MaskedEntropy::CompatZero,
+    );
     Ok(nested(&high.map_err(Failure::refused)?))
 }
 

@@ -104,8 +104,12 @@ fn critic(case: &Case) -> Result<Value, Failure> {
 }
 
 fn gather(case: &Case) -> Result<Value, Failure> {
-    let logits = tensor(&case.inputs, "logits")?;
+    let mut logits = tensor(&case.inputs, "logits")?;
     let ids = tensor(&case.inputs, "labels")?.to_kind(Kind::Int64);
+    if ids.numel() == 0 {
+        // A list without entries does not say how wide they would be.
+        logits = logits.reshape([ids.size(), vec![1]].concat());
+    }
     Ok(nested(&log_probs(&logits, &ids).map_err(Failure::refused)?))
 }
 

@@ -83,7 +83,11 @@ fn entropy(case: &Case) -> Result<Value, Failure> {
 }
 
 fn log_probs(case: &Case) -> Result<Value, Failure> {
-    let logits = tensor(&case.inputs, "logits")?;
+    let mut logits = tensor(&case.inputs, "logits")?;
     let ids = tensor(&case.inputs, "labels")?.to_kind(Kind::Int64);
+    if ids.numel() == 0 {
+        // A list without entries does not say how wide they would be.
+        logits = logits.reshape([ids.size(), vec![1]].concat());
+    }
     Ok(nested(&logprobs::log_probs(&logits, &ids).map_err(Failure::refused)?))
 }
