@@ -36,11 +36,13 @@ pub mod real;
 pub mod response_mask;
 pub mod returns;
 pub mod rounding;
+pub mod reward_models;
 pub mod rule;
 pub mod running_moments;
 pub mod statistics;
 pub mod token_reward;
 pub mod turn;
+pub mod verdict;
 
 pub use error::AlgoError;
 

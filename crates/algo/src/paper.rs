@@ -7,6 +7,7 @@ mod metric;
 mod rank;
 mod safe_reward;
 mod score_model;
+mod verdict;
 
 use crate::AlgoError;
 use crate::advantage::{

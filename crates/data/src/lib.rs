@@ -5,12 +5,16 @@
 mod conversation;
 mod dataset_spec;
 mod image_bounds;
+pub mod literal;
 mod mixture;
 mod mixture_error;
 pub mod preprocess;
+pub mod prompt_row;
 mod prompts;
 mod raw_sample;
 mod safety_dialogue;
+pub mod reference;
+pub mod safety_row;
 mod sample_error;
 mod test_split;
 

@@ -1,5 +1,7 @@
 //! safe-rlhf's data functions on examples small enough to check by hand.
 
+mod rows;
+
 use std::path::Path;
 
 use serde_json::{Value, json};

@@ -7,6 +7,8 @@
 mod id;
 mod kl;
 mod sample;
+pub mod template;
+pub mod text;
 mod version;
 
 pub use id::{AgentId, IdError, JobId, Label, PromptId, Role, SampleId, StepId, WorkerId};

@@ -9,6 +9,7 @@ use plumb_golden::{Agreement, Case, Failure, GoldenFile, Outcome, Tolerance, com
 use serde_json::Value;
 
 mod constraint;
+mod data_rows;
 mod gdpo;
 mod lightrft_advantage;
 mod lightrft_loss;
@@ -26,6 +27,7 @@ mod safer_judge;
 mod safer_steer;
 mod safety_metric;
 mod safework;
+mod safework_verdict;
 mod score_model;
 mod supervised;
 mod tensors;
@@ -56,6 +58,7 @@ const CONSUMERS: &[&[Consumer]] = &[
     safety_metric::CONSUMERS,
     safe_rlhf_data::CONSUMERS,
     gdpo::CONSUMERS,
+    data_rows::CONSUMERS,
     lightrft_advantage::CONSUMERS,
     lightrft_loss::CONSUMERS,
     pop::CONSUMERS,
@@ -71,6 +74,7 @@ const CONSUMERS: &[&[Consumer]] = &[
     safework::CONSUMERS,
     score_model::CONSUMERS,
     supervised::CONSUMERS,
+    safework_verdict::CONSUMERS,
     verl_loss::CONSUMERS,
     verl_policy::CONSUMERS,
     verl_kl::CONSUMERS,
