@@ -2,6 +2,7 @@
 //! hand calculation.
 
 mod advantage_family;
+mod answer;
 mod constraint;
 mod metric;
 mod rank;

@@ -1,44 +1,85 @@
 //! `{"rule": "boxed_answer"}`: the final answer is right.
 
+use plumb_domain::text::strip;
 use serde::{Deserialize, Serialize};
 
-use super::number::Rational;
-use super::{Answer, RuleError, text};
+use super::answer::Equality;
+use super::{Answer, Part, RuleError, check};
 
-/// 1 when the last `\boxed{...}` after the thinking block equals the reference
-/// ([`answers_equal`]), else 0.
+/// 1 when the last `\boxed{...}` of the text equals the reference, else 0.
 ///
-/// Source: SafeWork-R1 `rule_reward_fn`. The original decides equality with the Python package
-/// mathruler (sympy); here it is decided by normalised text or exact rational value.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+/// Source: SafeWork-R1 `rule_reward_fn`; `geo3k_accuracy_reward_fn` and `gsm8k_accuracy_reward_fn`
+/// with `part` `response`. The original is `equality` `mathruler`, which also differs in how it
+/// finds the box: only the last `\boxed{` counts, escaped braces count as braces, and a response
+/// without a box has the answer `None`. There a sample without a reference scores 0.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct BoxedAnswer {}
+pub struct BoxedAnswer {
+    /// Who decides whether two answers are equal. Default `value`.
+    #[serde(default)]
+    pub equality: Equality,
+    /// Where the box is looked for. Default `final_answer`: after the last `</think>`.
+    #[serde(default = "final_answer")]
+    pub part: Part,
+}
 
-impl BoxedAnswer {
-    pub(super) fn score(&self, answer: &Answer<'_>) -> Result<f64, RuleError> {
-        let reference = answer.reference.ok_or(RuleError::NoReference { rule: "boxed_answer" })?;
-        let given = last_boxed(text::after_thinking(answer.response));
-        Ok(f64::from(given.is_some_and(|given| answers_equal(given, reference))))
+fn final_answer() -> Part {
+    Part::FinalAnswer
+}
+
+impl Default for BoxedAnswer {
+    fn default() -> Self {
+        Self { equality: Equality::default(), part: final_answer() }
     }
 }
+
+impl BoxedAnswer {
+    pub(super) fn validate(&self) -> Result<(), RuleError> {
+        let holds = self.part != Part::Question;
+        check("boxed_answer", "part", "question", holds, "response or final_answer")
+    }
+
+    pub(super) fn score(&self, answer: &Answer<'_>) -> Result<f64, RuleError> {
+        let text = self.part.of(answer);
+        let right = match (self.equality, answer.reference) {
+            (Equality::Mathruler, None) => false,
+            (Equality::Mathruler, Some(reference)) => {
+                self.equality.holds(rightmost_box(text).unwrap_or("None"), reference)
+            }
+            (Equality::Value, None) => return Err(RuleError::NoReference { rule: "boxed_answer" }),
+            (Equality::Value, Some(reference)) => {
+                last_boxed(text).is_some_and(|given| self.equality.holds(given, reference))
+            }
+        };
+        Ok(f64::from(right))
+    }
+}
+
+const OPEN: &str = "\\boxed{";
 
 /// The content of the last `\boxed{...}` whose braces are balanced. One pass over the text.
 #[must_use]
 pub fn last_boxed(text: &str) -> Option<&str> {
-    const OPEN: &str = "\\boxed{";
     let mut last = None;
     let mut from = 0;
     while let Some(found) = text[from..].find(OPEN) {
         let start = from + found + OPEN.len();
-        let Some(length) = balanced(&text[start..]) else { break };
+        let Some(length) = balanced(&text[start..], true) else { break };
         last = Some(&text[start..start + length]);
         from = start + length;
     }
     last
 }
 
-/// Bytes up to the brace that closes an already opened one; escaped braces do not count.
-fn balanced(text: &str) -> Option<usize> {
+/// The content of the last `\boxed{` without blanks at its ends; `None` where it is not closed.
+fn rightmost_box(text: &str) -> Option<&str> {
+    let start = text.rfind(OPEN)? + OPEN.len();
+    let length = balanced(&text[start..], false)?;
+    Some(strip(&text[start..start + length]))
+}
+
+/// Bytes up to the brace that closes an already opened one; escaped braces need not count.
+fn balanced(text: &str, skip_escaped: bool) -> Option<usize> {
     let (mut depth, mut escaped) = (1usize, false);
     for (at, c) in text.char_indices() {
         match c {
@@ -49,44 +90,7 @@ fn balanced(text: &str) -> Option<usize> {
         if depth == 0 {
             return Some(at);
         }
-        escaped = c == '\\' && !escaped;
+        escaped = skip_escaped && c == '\\' && !escaped;
     }
     None
-}
-
-/// Do two answers say the same? Either their normalised texts are equal, or both are numbers
-/// (integers, decimals, percentages, `a/b`, `\frac{a}{b}`) of exactly equal value.
-#[must_use]
-pub fn answers_equal(given: &str, reference: &str) -> bool {
-    let (given, reference) = (normalise(given), normalise(reference));
-    if given == reference {
-        return !given.is_empty();
-    }
-    match (Rational::parse(&given), Rational::parse(&reference)) {
-        (Some(a), Some(b)) => a.equals(b),
-        _ => false,
-    }
-}
-
-/// Without blanks, dollar signs, `\left`/`\right`, thin spaces, `\text{}` around it, a final full
-/// stop, and with one spelling of fractions.
-fn normalise(answer: &str) -> String {
-    let mut text: String = answer.chars().filter(|c| !c.is_whitespace() && *c != '$').collect();
-    for (long, short) in [
-        ("\\dfrac", "\\frac"),
-        ("\\tfrac", "\\frac"),
-        ("\\left", ""),
-        ("\\right", ""),
-        ("\\,", ""),
-        ("\\!", ""),
-        ("\\%", "%"),
-    ] {
-        text = text.replace(long, short);
-    }
-    if let Some(inner) = text.strip_prefix("\\text{").and_then(|t| t.strip_suffix('}'))
-        && !inner.contains(['{', '}'])
-    {
-        text = inner.to_owned();
-    }
-    text.strip_suffix('.').unwrap_or(&text).to_lowercase()
 }

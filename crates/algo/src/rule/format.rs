@@ -1,5 +1,6 @@
 //! `{"rule": "format"}`: the response thinks, then answers.
 
+use plumb_domain::text::is_blank;
 use serde::{Deserialize, Serialize};
 
 use super::{Answer, RuleError, check};
@@ -18,8 +19,8 @@ pub struct Format {
     /// Closing tag. Default `</think>`.
     #[serde(default = "close")]
     pub close: String,
-    /// The answer must hold a `\boxed{`, and the block none. Default false. Source: SafeWork-R1
-    /// `geo3k_format`, `gsm8k_format`.
+    /// Instead, the first block (empty or not) must close before the first `\boxed{...}`. Default
+    /// false. Source: SafeWork-R1 `geo3k_format_reward_fn`, `gsm8k_format_reward_fn`.
     #[serde(default)]
     pub boxed: bool,
 }
@@ -49,13 +50,22 @@ impl Format {
     }
 
     fn holds(&self, response: &str) -> bool {
-        let Some((before, block)) = response.split_once(self.open.as_str()) else { return false };
+        let Some((_, block)) = response.split_once(self.open.as_str()) else { return false };
+        if self.boxed {
+            let Some(end) = block.find(self.close.as_str()) else { return false };
+            let first_box = |text: &str| {
+                let (_, inner) = text.split_once("\\boxed{")?;
+                inner.contains('}').then_some(())
+            };
+            let rest = &block[end + self.close.len()..];
+            let before = &response[..response.len() - rest.len()];
+            return first_box(rest).is_some() && !before.contains("\\boxed{");
+        }
         // The block holds at least one character, so a closing tag at its very start is content.
         let Some(first) = block.chars().next() else { return false };
-        let Some(end) = block[first.len_utf8()..].find(self.close.as_str()) else { return false };
-        let end = end + first.len_utf8();
-        let rest = &block[end + self.close.len()..];
-        let thinks_first = !before.contains("\\boxed{") && !block[..end].contains("\\boxed{");
-        !rest.trim().is_empty() && (!self.boxed || (thinks_first && rest.contains("\\boxed{")))
+        let Some((_, rest)) = block[first.len_utf8()..].split_once(self.close.as_str()) else {
+            return false;
+        };
+        rest.contains(|c| !is_blank(c))
     }
 }

@@ -15,12 +15,12 @@
 //! unless a rule's own parameters say otherwise (`regex`, `pattern_score`, `weighted`). Regular expressions run in
 //! time linear in the text, with a bound on the size of the compiled pattern.
 
+mod answer;
 mod boxed_answer;
 mod composite;
 mod format;
 mod keywords;
 mod length;
-mod number;
 mod overlap;
 mod pattern;
 mod pattern_score;
@@ -28,7 +28,8 @@ mod regex_match;
 mod repetition;
 pub mod text;
 
-pub use boxed_answer::{BoxedAnswer, answers_equal, last_boxed};
+pub use answer::{Equality, answers_equal};
+pub use boxed_answer::{BoxedAnswer, last_boxed};
 pub use composite::{All, Any, Not, Product, Term, Weighted};
 pub use format::Format;
 pub use keywords::{Keywords, Quantifier};
@@ -160,7 +161,7 @@ impl Rule {
             Self::Repetition(rule) => rule.validate(),
             Self::Regex(rule) => rule.validate(),
             Self::PatternScore(rule) => rule.validate(),
-            Self::BoxedAnswer(_) => Ok(()),
+            Self::BoxedAnswer(rule) => rule.validate(),
             Self::Keywords(rule) => rule.validate(),
             Self::Overlap(rule) => rule.validate(),
             Self::All(rule) => rule.validate(),
