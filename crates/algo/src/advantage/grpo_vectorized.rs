@@ -1,6 +1,5 @@
 //! verl's vectorised GRPO, which differs from its loop form for groups of small spread.
 
-use super::Grpo;
 use crate::AlgoError;
 use crate::error::{all_finite, parameter, same_length};
 use crate::group::Groups;
@@ -12,27 +11,28 @@ use crate::group::Groups;
 /// Source: verl `compute_grpo_vectorized_outcome_advantage` (core_algos.py) with `group_mean_std`
 /// (groupwise.py): variance as `(sum s^2 - (sum s)^2 / n) / (n - 1)` in float32, which also loses
 /// the spread of scores that lie far from 0. Use [`super::grpo`]; this is for comparisons.
-/// `spec.singleton` must be [`super::Singleton::Keep`], as there. `scores` is `[B]`.
+/// `scores` is `[B]`; verl's epsilon is 1e-6.
 ///
 /// # Errors
 /// As [`super::grpo`].
 pub fn compat_grpo_vectorized(
-    spec: &Grpo,
+    norm_by_std: bool,
+    epsilon: f64,
     scores: &[f64],
     groups: &Groups,
 ) -> Result<Vec<f64>, AlgoError> {
     const F: &str = "compat_grpo_vectorized";
-    parameter(F, "epsilon", spec.epsilon, spec.epsilon >= 0.0, "at least 0")?;
+    parameter(F, "epsilon", epsilon, epsilon >= 0.0, "at least 0")?;
     same_length(F, "scores", groups.samples(), scores.len())?;
     all_finite(F, "scores", scores)?;
-    let epsilon = spec.epsilon as f32;
+    let epsilon = epsilon as f32;
     let mut advantages = vec![0.0; scores.len()];
     for members in groups.iter() {
         let (mean, std) = mean_std(members.iter().map(|i| scores[*i] as f32), epsilon);
         let divisor = f64::from(std + epsilon);
         for &i in members {
             let difference = scores[i] - f64::from(mean);
-            advantages[i] = match spec.norm_by_std {
+            advantages[i] = match norm_by_std {
                 false => difference,
                 true if difference == 0.0 => 0.0,
                 true => difference / divisor,

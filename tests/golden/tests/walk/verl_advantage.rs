@@ -60,22 +60,18 @@ fn norm_by_std(case: &Case) -> Result<bool, Failure> {
     if case.params.has(key) { case.params.flag(key) } else { Ok(true) }
 }
 
-fn grpo_settings(case: &Case) -> Result<Grpo, Failure> {
-    Ok(Grpo {
+fn grpo(case: &Case) -> Result<Value, Failure> {
+    let spec = Grpo {
         norm_by_std: norm_by_std(case)?,
         epsilon: case.params.number_or("epsilon", 1e-6)?,
         singleton: Singleton::Keep,
-    })
-}
-
-fn grpo(case: &Case) -> Result<Value, Failure> {
-    let spec = grpo_settings(case)?;
+    };
     outcome(case, |scores, groups| advantage::grpo(&spec, scores, groups))
 }
 
 fn grpo_vectorized(case: &Case) -> Result<Value, Failure> {
-    let spec = grpo_settings(case)?;
-    outcome(case, |scores, groups| advantage::compat_grpo_vectorized(&spec, scores, groups))
+    let (norm, epsilon) = (norm_by_std(case)?, case.params.number_or("epsilon", 1e-6)?);
+    outcome(case, |scores, groups| advantage::compat_grpo_vectorized(norm, epsilon, scores, groups))
 }
 
 fn pass_k(case: &Case) -> Result<Value, Failure> {
