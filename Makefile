@@ -17,7 +17,7 @@ export OMP_NUM_THREADS ?= 1
 MODEL := .assets/smollm2-135m-instruct
 PLUMB := target/debug/plumb
 
-.PHONY: help setup build quickstart explain test fmt clippy deny layers golden parity bench-train gpu-check fuzz clean-run
+.PHONY: help setup build quickstart explain test fmt clippy deny layers golden parity bench-algo bench-train gpu-check fuzz clean-run
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -68,6 +68,9 @@ parity: build ## Check our exports in transformers (needs python3 with torch and
 	@python3 scripts/fetch_models.py smollm2 stories15m
 	@cargo test -p plumb-model --test '*' -- --nocapture
 	@python3 tests/parity/check_export.py
+
+bench-algo: ## Advantages of a big batch beside one pass over memory; BENCH="--prompts 256" for less
+	@cargo run --release -q -p plumb-bench-algo -- --check $(BENCH)
 
 .venv-bench/ready: bench/train/requirements.txt
 	@python3 -m venv .venv-bench || { echo "error: python3 cannot make a virtual environment; on Debian install python3-venv" >&2; exit 1; }

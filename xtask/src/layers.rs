@@ -38,6 +38,7 @@ const TABLE: &[(&str, &[&str])] = &[
     ("plumb-actor-worker", WORKER),
     ("plumb-rollout-worker", WORKER),
     ("plumb-reward-worker", WORKER),
+    ("plumb-bench-algo", &["plumb-algo"]),
     ("xtask", &[]),
 ];
 

@@ -3,4 +3,5 @@
 mod advantage_family;
 mod constraint;
 mod rank;
+mod rows;
 mod score_model;

@@ -1,5 +1,7 @@
 //! What the maths refuses.
 
+use crate::real::Real;
+
 /// A call that cannot be answered. Messages name the function, what it was given and what would
 /// be right.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
@@ -125,12 +127,20 @@ pub(crate) fn all_finite(
     argument: &'static str,
     values: &[f64],
 ) -> Result<(), AlgoError> {
-    match values.iter().position(|v| !v.is_finite()) {
-        None => Ok(()),
-        Some(index) => {
-            Err(AlgoError::NonFinite { function, argument, index, value: values[index] })
-        }
-    }
+    all_finite_from(function, argument, 0, values)
+}
+
+/// Every value must be finite; `start` is added to the index that is told.
+pub(crate) fn all_finite_from<R: Real>(
+    function: &'static str,
+    argument: &'static str,
+    start: usize,
+    values: &[R],
+) -> Result<(), AlgoError> {
+    let not_finite = |value: &R| !(*value).into().is_finite();
+    let Some(at) = values.iter().position(not_finite) else { return Ok(()) };
+    let (index, value) = (start + at, values[at].into());
+    Err(AlgoError::NonFinite { function, argument, index, value })
 }
 
 /// `value` must be finite and lie in the range that `holds` tells.
@@ -145,4 +155,31 @@ pub(crate) fn parameter(
         return Ok(());
     }
     Err(AlgoError::Parameter { function, parameter, value, expected })
+}
+
+/// Every entry that `mask` keeps must be finite; `start` is added to the index that is told.
+pub(crate) fn finite_within<R: Real>(
+    function: &'static str,
+    argument: &'static str,
+    start: usize,
+    values: &[R],
+    mask: &[bool],
+) -> Result<(), AlgoError> {
+    for (index, (value, keep)) in values.iter().zip(mask).enumerate() {
+        let value: f64 = (*value).into();
+        if *keep && !value.is_finite() {
+            return Err(AlgoError::NonFinite { function, argument, index: start + index, value });
+        }
+    }
+    Ok(())
+}
+
+/// `entries` must be whole rows of `tokens`, at least one token each.
+pub(crate) fn whole_rows(
+    function: &'static str,
+    tokens: usize,
+    entries: usize,
+) -> Result<(), AlgoError> {
+    let holds = tokens > 0 && entries.is_multiple_of(tokens);
+    parameter(function, "tokens", tokens as f64, holds, "at least 1, and whole rows of them")
 }

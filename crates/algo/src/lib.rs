@@ -33,6 +33,7 @@ pub mod parameter_average;
 mod pattern;
 pub mod rank;
 pub mod real;
+mod recurrence;
 pub mod response_mask;
 pub mod returns;
 pub mod reward_models;

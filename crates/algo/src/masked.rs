@@ -3,11 +3,10 @@
 //! Slices are a whole batch laid flat, of any layout, with one mask entry a token.
 
 use crate::AlgoError;
-use crate::error::same_length;
+use crate::error::{finite_within, same_length};
 use crate::real::Real;
-use crate::statistics::less_rounding;
 
-/// Mean, variances and count of the masked-in entries, in two passes.
+/// Mean, variances and count of the masked-in entries, in one pass over memory.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Moments {
     /// Number of masked-in entries.
@@ -47,30 +46,26 @@ impl Moments {
         const F: &str = "Moments::of";
         same_length(F, "mask", values.len(), mask.len())?;
         crate::error::parameter(F, "epsilon", epsilon, epsilon >= 0.0, "at least 0")?;
-        let (mut count, mut sum) = (0usize, 0.0f64);
-        for (value, _) in kept(values, mask) {
-            count += 1;
-            sum += value;
+        let mut sums = Sums::default();
+        let processor = pulp::Arch::new();
+        for (block, (values, mask)) in values.chunks(BLOCK).zip(mask.chunks(BLOCK)).enumerate() {
+            let own = processor.dispatch(Block { values, mask, guess: sums.mean() });
+            if !own.sum.is_finite() {
+                finite_within(F, "values", block * BLOCK, values, mask)?;
+            }
+            sums = sums.and(own);
         }
-        if count == 0 && epsilon == 0.0 {
-            return Err(AlgoError::Empty { function: F, what: "the mask" });
-        }
-        if !sum.is_finite()
-            && let Some((value, index)) = kept(values, mask).find(|(v, _)| !v.is_finite())
-        {
-            return Err(AlgoError::NonFinite { function: F, argument: "values", index, value });
-        }
-        let divisor = count as f64 + epsilon;
-        let mean = sum / divisor;
-        let (mut squares, mut rest) = (0.0, 0.0);
-        for (value, _) in kept(values, mask) {
-            squares += (value - mean) * (value - mean);
-            rest += value - mean;
-        }
-        if epsilon == 0.0 {
-            squares = less_rounding(squares, rest, divisor);
-        }
-        Ok(Self { count, mean, population_variance: squares / divisor })
+        let Some(own_mean) = sums.mean() else {
+            return match epsilon > 0.0 {
+                true => Ok(Self { count: 0, mean: 0.0, population_variance: 0.0 }),
+                false => Err(AlgoError::Empty { function: F, what: "the mask" }),
+            };
+        };
+        let n = sums.count as f64;
+        let mean = sums.sum / (n + epsilon);
+        // The squares are about their own mean, from which an epsilon leads away.
+        let squares = sums.squares + n * (own_mean - mean) * (own_mean - mean);
+        Ok(Self { count: sums.count, mean, population_variance: squares / (n + epsilon) })
     }
 
     /// `sum (x - mean)^2 / (n - 1)`.
@@ -117,10 +112,9 @@ impl Whiten {
     pub fn apply<R: Real>(&self, values: &mut [R], mask: &[bool]) -> Result<(), AlgoError> {
         let moments = Moments::with_count_epsilon(values, mask, self.count_epsilon)?;
         let scale = 1.0 / (moments.unbiased_variance()? + Self::VARIANCE_EPSILON).sqrt();
+        // Around this centre, what comes out has the mean added back.
         let back = if self.shift_mean { 0.0 } else { moments.mean };
-        for value in values {
-            *value = R::of(((*value).into() - moments.mean) * scale + back);
-        }
+        rescale(values, moments.mean - back / scale, scale);
         Ok(())
     }
 }
@@ -193,18 +187,130 @@ pub fn standardize<R: Real>(
     let deviation = moments.unbiased_variance()?.sqrt() + epsilon;
     // Without spread and epsilon every value is the mean: 0, not 0/0.
     let scale = if deviation > 0.0 { 1.0 / deviation } else { 0.0 };
-    for value in values {
-        *value = R::of(((*value).into() - moments.mean) * scale);
-    }
+    rescale(values, moments.mean, scale);
     Ok(())
 }
 
-/// The masked-in values with their indices.
-fn kept<'a, R: Real>(values: &'a [R], mask: &'a [bool]) -> impl Iterator<Item = (f64, usize)> + 'a {
-    values
-        .iter()
-        .zip(mask)
-        .enumerate()
-        .filter(|(_, (_, keep))| **keep)
-        .map(|(i, (v, _))| ((*v).into(), i))
+/// Entries whose sums are taken together: few enough to stay in the first-level cache.
+const BLOCK: usize = 2048;
+
+/// Independent sums that a block is added up in.
+const LANES: usize = 16;
+
+/// What the moments of some entries are made of.
+#[derive(Debug, Clone, Copy, Default)]
+struct Sums {
+    count: usize,
+    sum: f64,
+    /// About their own mean.
+    squares: f64,
+}
+
+/// Least share of the squares about a guessed mean that those about the true one may be; below it
+/// the guess was bad and their difference has lost too many digits (three of sixteen).
+const GOOD_GUESS: f64 = 1e-3;
+
+impl Sums {
+    fn mean(&self) -> Option<f64> {
+        (self.count > 0).then(|| self.sum / self.count as f64)
+    }
+
+    /// Both together. Source: Chan, Golub and LeVeque 1983, "Algorithms for computing the sample
+    /// variance", eq. 2.1.
+    fn and(self, other: Self) -> Self {
+        if self.count == 0 || other.count == 0 {
+            return if self.count == 0 { other } else { self };
+        }
+        let (n, m) = (self.count as f64, other.count as f64);
+        let apart = other.sum / m - self.sum / n;
+        Self {
+            count: self.count + other.count,
+            sum: self.sum + other.sum,
+            squares: self.squares + other.squares + apart * apart * (n * m / (n + m)),
+        }
+    }
+}
+
+/// Adds up one block, in the vector instructions that the processor has.
+struct Block<'a, R> {
+    values: &'a [R],
+    mask: &'a [bool],
+    /// What the mean may be near to.
+    guess: Option<f64>,
+}
+
+impl<R: Real> pulp::NullaryFnOnce for Block<'_, R> {
+    type Output = Sums;
+
+    #[inline(always)]
+    fn call(self) -> Sums {
+        let Self { values, mask, guess } = self;
+        let count = count_of(mask);
+        if count == 0 {
+            return Sums::default();
+        }
+        let first = || values.iter().zip(mask).find(|(_, keep)| **keep);
+        let guess = guess.or_else(|| first().map(|(value, _)| (*value).into())).unwrap_or(0.0);
+        let n = count as f64;
+        let (off, about_guess) = differences(values, mask, guess);
+        let sum = off + n * guess;
+        let squares = about_guess - off * off / n;
+        if squares >= GOOD_GUESS * about_guess {
+            return Sums { count, sum, squares };
+        }
+        let (off, about_mean) = differences(values, mask, sum / n);
+        Sums { count, sum: sum + off, squares: (about_mean - off * off / n).max(0.0) }
+    }
+}
+
+/// How many entries of a block the mask keeps.
+#[inline(always)]
+fn count_of(mask: &[bool]) -> usize {
+    let kept: u32 = mask.iter().map(|keep| u32::from(*keep)).sum();
+    kept as usize
+}
+
+/// `sum (x - guess)` and `sum (x - guess)^2` over the masked-in entries. What stands outside never
+/// counts.
+#[inline(always)]
+fn differences<R: Real>(values: &[R], mask: &[bool], guess: f64) -> (f64, f64) {
+    let (whole_values, last_values) = values.as_chunks::<LANES>();
+    let (whole_mask, last_mask) = mask.as_chunks::<LANES>();
+    let (mut sums, mut squares) = ([0.0; LANES], [0.0; LANES]);
+    for (values, mask) in whole_values.iter().zip(whole_mask) {
+        for lane in 0..LANES {
+            let off = values[lane].into() - guess;
+            let off = if mask[lane] { off } else { 0.0 };
+            sums[lane] += off;
+            squares[lane] += off * off;
+        }
+    }
+    for (value, keep) in last_values.iter().zip(last_mask) {
+        let off = if *keep { (*value).into() - guess } else { 0.0 };
+        sums[0] += off;
+        squares[0] += off * off;
+    }
+    (sums.iter().sum(), squares.iter().sum())
+}
+
+/// `x <- (x - centre) * scale`.
+pub(crate) fn rescale<R: Real>(values: &mut [R], centre: f64, scale: f64) {
+    pulp::Arch::new().dispatch(Rescaled { values, centre, scale });
+}
+
+struct Rescaled<'a, R> {
+    values: &'a mut [R],
+    centre: f64,
+    scale: f64,
+}
+
+impl<R: Real> pulp::NullaryFnOnce for Rescaled<'_, R> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call(self) {
+        for value in self.values {
+            *value = R::of(((*value).into() - self.centre) * self.scale);
+        }
+    }
 }

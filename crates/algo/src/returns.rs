@@ -1,32 +1,58 @@
 //! What is still to come: discounted returns.
 
 use crate::AlgoError;
-use crate::error::{parameter, same_length};
+use crate::error::{finite_within, parameter, same_length, whole_rows};
 use crate::real::Real;
+use crate::recurrence::{Recurrence, STAGE};
 
 /// `G_t = m_t r_t + gamma G_{t+1}`, backwards over one sample's tokens; written to `returns`.
 ///
 /// Source: LightRFT, REINFORCE family (advantage_calculator.py). `rewards`, `mask` and `returns`
 /// are `[T]`; rewards outside the mask count as 0, whatever they hold, but the return runs on
 /// through them. An empty sample is fine.
+/// Allocates nothing.
 ///
 /// # Errors
-/// [`AlgoError::Length`]; [`AlgoError::Parameter`] for gamma outside `[0, 1]`.
+/// [`AlgoError::Length`]; [`AlgoError::Parameter`] for gamma outside `[0, 1]`;
+/// [`AlgoError::NonFinite`] for a masked-in reward that is no finite number.
 pub fn discounted<R: Real>(
     rewards: &[R],
     mask: &[bool],
     gamma: f64,
     returns: &mut [R],
 ) -> Result<(), AlgoError> {
+    discounted_rows(rewards.len().max(1), rewards, mask, gamma, returns)
+}
+
+/// [`discounted`] for each of B rows of `tokens` tokens. All slices are `[B * tokens]`, a row's
+/// tokens side by side; an index in an error counts through all rows.
+///
+/// # Errors
+/// As [`discounted`]; [`AlgoError::Parameter`] for `tokens` of 0 or that do not divide the entries.
+pub fn discounted_rows<R: Real>(
+    tokens: usize,
+    rewards: &[R],
+    mask: &[bool],
+    gamma: f64,
+    returns: &mut [R],
+) -> Result<(), AlgoError> {
     const F: &str = "returns::discounted";
-    same_length(F, "mask", rewards.len(), mask.len())?;
-    same_length(F, "returns", rewards.len(), returns.len())?;
+    let entries = rewards.len();
+    same_length(F, "mask", entries, mask.len())?;
+    same_length(F, "returns", entries, returns.len())?;
     parameter(F, "gamma", gamma, (0.0..=1.0).contains(&gamma), "in [0, 1]")?;
-    let mut to_come = 0.0;
-    for ((reward, keep), out) in rewards.iter().zip(mask).zip(returns).rev() {
-        let now: f64 = if *keep { (*reward).into() } else { 0.0 };
-        to_come = now + gamma * to_come;
-        *out = R::of(to_come);
+    whole_rows(F, tokens, entries)?;
+    let processor = pulp::Arch::new();
+    let inputs = rewards.chunks(tokens).zip(mask.chunks(tokens));
+    for (row, ((rewards, mask), returns)) in inputs.zip(returns.chunks_mut(tokens)).enumerate() {
+        let first = processor.dispatch(Row { rewards, mask, gamma, returns });
+        // Whatever is not finite reaches the first token: 0 times an infinity is NaN.
+        if !first.is_finite() {
+            let index = row * tokens;
+            finite_within(F, "rewards", index, rewards, mask)?;
+            let argument = "returns";
+            return Err(AlgoError::NonFinite { function: F, argument, index, value: first });
+        }
     }
     Ok(())
 }
@@ -58,4 +84,37 @@ pub fn restarting<R: Real>(
         to_come = if *keep { here } else { 0.0 };
     }
     Ok(())
+}
+
+/// One row, in the vector instructions that the processor has. Gives the first token's return.
+struct Row<'a, R> {
+    rewards: &'a [R],
+    mask: &'a [bool],
+    gamma: f64,
+    returns: &'a mut [R],
+}
+
+impl<R: Real> pulp::NullaryFnOnce for Row<'_, R> {
+    type Output = f64;
+
+    #[inline(always)]
+    fn call(self) -> f64 {
+        let mut recurrence = Recurrence::of(self.gamma);
+        let mut to_come = 0.0;
+        let inputs = self.rewards.rchunks(STAGE).zip(self.mask.rchunks(STAGE));
+        for ((rewards, mask), out) in inputs.zip(self.returns.rchunks_mut(STAGE)) {
+            let tokens = rewards.len();
+            for (d, (reward, keep)) in recurrence.d(tokens).iter_mut().zip(rewards.iter().zip(mask))
+            {
+                let reward: f64 = (*reward).into();
+                *d = if *keep { reward } else { 0.0 };
+            }
+            let sums = recurrence.solve(tokens, to_come);
+            for (out, sum) in out.iter_mut().zip(sums) {
+                *out = R::of(*sum);
+            }
+            to_come = sums[0];
+        }
+        to_come
+    }
 }

@@ -5,6 +5,7 @@
 //! verl's outcome advantages are the first stage, put on every masked-in token
 //! ([`broadcast`]).
 
+mod broadcast;
 mod cpgd;
 mod estimator;
 mod gae;
@@ -22,9 +23,10 @@ mod remax;
 mod response_gae;
 mod rloo;
 
+pub use broadcast::{broadcast, broadcast_rows};
 pub use cpgd::{Cpgd, CpgdWeight, cpgd};
 pub use estimator::{Estimator, Outcomes};
-pub use gae::{Gae, Outside, gae};
+pub use gae::{Gae, Outside, gae, gae_rows};
 pub use gdpo::{Component, Gdpo, GdpoAdvantages, Missing, gdpo, gdpo_tokens};
 pub use gpg::{Gpg, gpg};
 pub use group_norm::{GROUP_NORM_EPSILON, group_norm};
@@ -61,12 +63,6 @@ pub enum Singleton {
 #[must_use]
 pub fn outcome_score<R: Real>(token_rewards: &[R]) -> f64 {
     token_rewards.iter().map(|r| (*r).into()).sum()
-}
-
-/// Puts each sample's figure on its masked-in tokens, 0 elsewhere: `A_t = m_t a`.
-#[must_use]
-pub fn broadcast(advantage: f64, mask: &[bool]) -> Vec<f64> {
-    mask.iter().map(|keep| if *keep { advantage } else { 0.0 }).collect()
 }
 
 /// Checks rewards against groups, then asks `of_group` for the advantages of each group of two or

@@ -2,7 +2,7 @@
 
 use crate::AlgoError;
 use crate::error::parameter;
-use crate::masked::Moments;
+use crate::masked::{Moments, rescale};
 use crate::real::Real;
 
 /// Least variance that [`cross_batch`] divides by.
@@ -40,9 +40,7 @@ pub fn cross_batch<R: Real>(
         true => 1.0 / moments.population_variance.max(CROSS_BATCH_FLOOR).sqrt(),
         false => 1.0,
     };
-    for a in advantages {
-        *a = R::of(((*a).into() - moments.mean) * scale);
-    }
+    rescale(advantages, moments.mean, scale);
     Ok(())
 }
 
@@ -57,12 +55,36 @@ pub fn clip<R: Real>(advantages: &mut [R], bound: f64) -> Result<f64, AlgoError>
     parameter("advantage::clip", "bound", bound, bound > 0.0, "above 0")?;
     let mut outside = 0usize;
     let entries = advantages.len().max(1);
-    for a in advantages {
-        let value: f64 = (*a).into();
-        if value.abs() > bound {
-            outside += 1;
-            *a = R::of(value.clamp(-bound, bound));
-        }
+    let processor = pulp::Arch::new();
+    for block in advantages.chunks_mut(BLOCK) {
+        outside += processor.dispatch(Clipped { block, bound }) as usize;
     }
     Ok(outside as f64 / entries as f64)
+}
+
+/// Entries that are clamped together.
+const BLOCK: usize = 4096;
+
+/// [`clip`] of some entries; gives how many were outside.
+struct Clipped<'a, R> {
+    block: &'a mut [R],
+    bound: f64,
+}
+
+impl<R: Real> pulp::NullaryFnOnce for Clipped<'_, R> {
+    type Output = u32;
+
+    #[inline(always)]
+    fn call(self) -> u32 {
+        let bound = self.bound;
+        let mut outside = 0;
+        for a in self.block {
+            let value: f64 = (*a).into();
+            // Not `clamp`: what is no number stays as it is.
+            let low = if value < -bound { -bound } else { value };
+            *a = R::of(if value > bound { bound } else { low });
+            outside += u32::from(value.abs() > bound);
+        }
+        outside
+    }
 }
