@@ -5,3 +5,4 @@ mod constraint;
 mod rank;
 mod rows;
 mod score_model;
+mod verdict;

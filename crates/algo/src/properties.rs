@@ -1,6 +1,7 @@
 //! What must hold whatever the numbers.
 
 mod advantage_family;
+mod answer;
 mod constraint;
 mod rank;
 mod score_model;

@@ -13,14 +13,8 @@ use plumb_domain::text::strip;
 use regex::Regex;
 
 use super::expression::{self, Names};
+use super::pattern::{Pattern, pattern};
 use super::plain_latex::{self, Groups};
-
-/// A pattern compiled once.
-macro_rules! pattern {
-    ($name:ident, $pattern:expr) => {
-        static $name: LazyLock<Option<Regex>> = LazyLock::new(|| Regex::new($pattern).ok());
-    };
-}
 
 pattern!(COMMA, r"(\d),(\d\d\d)($|\D)");
 pattern!(MIXED, r"([0-9]) +([0-9])");
@@ -57,15 +51,6 @@ static UNITS: LazyLock<Vec<Regex>> = LazyLock::new(|| {
 /// Bytes beyond which answers must be the same text.
 const MAX_BYTES: usize = 1 << 10;
 
-fn replaced(pattern: &LazyLock<Option<Regex>>, text: &str, by: &str) -> String {
-    let found = pattern.as_ref();
-    found.map_or_else(|| text.to_owned(), |found| found.replace_all(text, by).into_owned())
-}
-
-fn matches(pattern: &LazyLock<Option<Regex>>, text: &str) -> bool {
-    pattern.as_ref().is_some_and(|pattern| pattern.is_match(text))
-}
-
 /// Does an answer equal the reference?
 pub(super) fn equal(given: &str, reference: &str) -> bool {
     if given.len() > MAX_BYTES || reference.len() > MAX_BYTES {
@@ -90,14 +75,14 @@ pub(super) fn equal(given: &str, reference: &str) -> bool {
 }
 
 fn element_equal(wanted: &str, got: &str) -> bool {
-    if matches(&FRACTION, wanted) && matches(&FRACTION, got) {
+    if FRACTION.matches(wanted) && FRACTION.matches(got) {
         return wanted == got;
     }
     if whole(wanted).is_some() != whole(got).is_some() {
         return false;
     }
     let both = format!("({wanted})-({got})");
-    let blocked = both.contains("^(") || both.contains("^{") || matches(&STACKED, &both);
+    let blocked = both.contains("^(") || both.contains("^{") || STACKED.matches(&both);
     if blocked || letters(&both) > 2 {
         return false;
     }
@@ -131,8 +116,8 @@ fn elements(text: &str) -> Vec<String> {
 /// original.
 fn without_commas(text: &str) -> String {
     let mut text = text.to_owned();
-    while matches(&COMMA, &text) {
-        text = replaced(&COMMA, &text, "${1}${2}${3}");
+    while COMMA.matches(&text) {
+        text = COMMA.replaced(&text, "${1}${2}${3}");
     }
     text
 }
@@ -188,11 +173,11 @@ fn normal_form(answer: &str) -> String {
     for unit in UNITS.iter() {
         text = unit.replace_all(&text, "").into_owned();
     }
-    text = replaced(&CIRCLE, &text, "");
+    text = CIRCLE.replaced(&text, "");
     if let Some(inner) = text.strip_prefix('{').and_then(|rest| rest.strip_suffix('}')) {
         text = inner.to_owned();
     }
-    text = replaced(&THIN_COMMA, &text, "");
+    text = THIN_COMMA.replaced(&text, "");
     let float = python_float(&text).filter(|value| value.is_finite());
     if let Some(value) = float.filter(|v| (v - v.round_ties_even()).abs() <= 1e-7) {
         text = integer_text(value.round_ties_even());
@@ -200,8 +185,8 @@ fn normal_form(answer: &str) -> String {
     if text.contains('\\') {
         text = plain_latex::plain(&text, Groups::Lost).unwrap_or(text);
     }
-    text = replaced(&MINUS, &text, "-");
-    text = replaced(&MIXED, &text, "${1}+${2}");
+    text = MINUS.replaced(&text, "-");
+    text = MIXED.replaced(&text, "${1}+${2}");
     text.retain(|c| !matches!(c, ' ' | '{' | '}'));
     text = text.to_lowercase();
     if whole(&text).is_some()

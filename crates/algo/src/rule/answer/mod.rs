@@ -3,6 +3,7 @@
 mod double;
 mod expression;
 mod mathruler;
+mod pattern;
 mod plain_latex;
 mod value;
 

@@ -1,19 +1,10 @@
 //! Answer equality by value: what people would call the same answer.
 
-use std::sync::LazyLock;
-
 use plumb_domain::text::strip;
-use regex::Regex;
 
 use super::expression::{self, Names};
+use super::pattern::{Pattern, pattern};
 use super::plain_latex::{self, Groups};
-
-/// A pattern compiled once.
-macro_rules! pattern {
-    ($name:ident, $pattern:expr) => {
-        static $name: LazyLock<Option<Regex>> = LazyLock::new(|| Regex::new($pattern).ok());
-    };
-}
 
 // `3 1/2` and `3\frac{1}{2}` where a number may begin.
 pattern!(MIXED, r"(^|[-+(\[,={])\s*(\d+)\s+(?:(\d+)/(\d+)|\(\((\d+)\)/\((\d+)\)\))");
@@ -34,11 +25,6 @@ pattern!(WORDS, r"\s+(?:or|and)\s+");
 
 /// Bytes beyond which answers must be the same text.
 const MAX_BYTES: usize = 1 << 10;
-
-fn replaced(pattern: &LazyLock<Option<Regex>>, text: &str, by: &str) -> String {
-    let found = pattern.as_ref();
-    found.map_or_else(|| text.to_owned(), |found| found.replace_all(text, by).into_owned())
-}
 
 /// Do two answers say the same?
 pub(super) fn equal(given: &str, reference: &str) -> bool {
@@ -65,8 +51,8 @@ fn normal_form(answer: &str) -> String {
         let plain = if bare { None } else { plain_latex::plain(&shown, Groups::Kept) };
         text = plain.unwrap_or(shown).replace('\u{e000}', "{").replace('\u{e001}', "}");
     }
-    text = replaced(&MIXED, &text, "${1}(${2}+${3}${5}/${4}${6})");
-    text = replaced(&WORDS, &text, ",");
+    text = MIXED.replaced(&text, "${1}(${2}+${3}${5}/${4}${6})");
+    text = WORDS.replaced(&text, ",");
     text.retain(|c| !c.is_whitespace());
     text.strip_suffix('.').unwrap_or(&text).to_owned()
 }
@@ -96,7 +82,7 @@ enum Parts<'a> {
 
 impl<'a> Parts<'a> {
     fn of(text: &'a str) -> Self {
-        if THOUSANDS.as_ref().is_some_and(|thousands| thousands.is_match(text)) {
+        if THOUSANDS.matches(text) {
             return Self::One(text);
         }
         let mut ends = text.chars();
@@ -176,7 +162,7 @@ fn value_equal(a: &str, b: &str) -> bool {
 
 /// A quantity and its unit, lower case without a plural.
 fn without_unit(text: &str) -> (String, String) {
-    match UNIT.as_ref().and_then(|unit| unit.captures(text)) {
+    match UNIT.captures(text) {
         Some(found) => {
             let part = |at| found.get(at).map_or("", |part: regex::Match<'_>| part.as_str());
             let unit = if part(2).contains(['°', '∘']) { "degree" } else { part(2) };
@@ -189,7 +175,7 @@ fn without_unit(text: &str) -> (String, String) {
 /// With percent as a fraction and without thousands commas.
 fn expression_text(text: &str) -> String {
     let (number, percent) = text.strip_suffix('%').map_or((text, ""), |number| (number, "/100"));
-    let thousands = THOUSANDS.as_ref().is_some_and(|thousands| thousands.is_match(number));
+    let thousands = THOUSANDS.matches(number);
     let number = if thousands { number.replace(',', "") } else { number.to_owned() };
     if percent.is_empty() { number } else { format!("({number}){percent}") }
 }
