@@ -61,13 +61,13 @@ impl<'a> Reader<'a> {
         found
     }
 
-    /// Blanks; within brackets also line ends and comments.
+    /// Blanks; comments; within brackets also line ends.
     fn blanks(&mut self) {
         while let Some(c) = self.peek() {
             match c {
                 ' ' | '\t' | '\u{c}' => self.at += 1,
                 '\n' | '\r' if self.depth > 0 => self.at += 1,
-                '#' if self.depth > 0 => {
+                '#' => {
                     self.at += self.rest().find('\n').unwrap_or(self.rest().len());
                 }
                 '\\' if self.rest()[1..].starts_with('\n') => self.at += 2,
