@@ -6,3 +6,4 @@ mod rank;
 mod rows;
 mod score_model;
 mod verdict;
+mod turn;

@@ -4,11 +4,13 @@
 mod advantage_family;
 mod answer;
 mod constraint;
+mod judge;
 mod metric;
 mod rank;
 mod safe_reward;
 mod score_model;
 mod verdict;
+mod turn;
 
 use crate::AlgoError;
 use crate::advantage::{

@@ -5,6 +5,7 @@ mod answer;
 mod constraint;
 mod rank;
 mod score_model;
+mod turn;
 
 use proptest::prelude::*;
 

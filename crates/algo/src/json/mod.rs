@@ -14,6 +14,8 @@ mod search;
 use indexmap::IndexMap;
 
 pub use numeral::{float_of_text, int_of_text};
+#[cfg(test)]
+pub(crate) use search::naive_first_object;
 pub use search::{first_object, object_in};
 
 /// Deepest nesting that is read. Python's own limit, 1,000 calls, is reached a few levels later.

@@ -85,3 +85,23 @@ fn without_fence(text: &str) -> &str {
 fn is_json(word: &str) -> bool {
     word.to_lowercase().replace('\u{17f}', "s") == "json"
 }
+
+/// As [`first_object`], with a fresh parser at every brace.
+#[cfg(test)]
+pub(crate) fn naive_first_object(text: &str) -> Result<Option<Json>, JsonError> {
+    let text = strip(text);
+    let list = || Parser::new(text).value(0);
+    let mut found = match text.starts_with('[').then(list) {
+        Some(Ok((value, end))) if text[end..].trim().is_empty() => Some(Ok(value)),
+        Some(Err(Stop::Fatal(error))) => Some(Err(error)),
+        _ => None,
+    };
+    for (start, _) in text.match_indices('{') {
+        found = found.or_else(|| match Parser::new(text).value(start) {
+            Ok((value, _)) => Some(Ok(value)),
+            Err(Stop::Fatal(error)) => Some(Err(error)),
+            Err(Stop::Malformed) => None,
+        });
+    }
+    found.transpose()
+}

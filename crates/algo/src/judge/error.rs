@@ -18,6 +18,9 @@ pub enum JudgeError {
         /// What would be right.
         expected: &'static str,
     },
+    /// Scores, NaN or opposite infinities among them, whose mean is not a number.
+    #[error("the mean of the judge's scores is not a number")]
+    NotANumber,
     /// A rate of an evaluation that is none.
     #[error("judge rate {name} is {got}, expected {expected}")]
     Rate {

@@ -58,7 +58,7 @@ impl Rates {
     #[must_use]
     pub fn read(reply: &Json) -> Self {
         let rate = |key| match reply.get(key)? {
-            Json::Text(text) => int_of_text(text),
+            Json::Text(text) => int_of_text(text).filter(|rate| rate.is_finite()),
             value => value.number().ok()?.filter(|rate| rate.is_finite()).map(f64::trunc),
         };
         let why = |key| reply.get(key).cloned().unwrap_or_else(|| Json::Text(String::new()));

@@ -102,6 +102,7 @@ impl Interaction {
             let message = messages.iter().rev().find(|message| message.role == role);
             message.map(|message| message.text.clone()).unwrap_or_default()
         };
+        let images: Vec<&Image> = messages.iter().flat_map(|message| &message.images).collect();
         let mut exchange = Exchange {
             question: last("user"),
             answer: last("assistant"),
@@ -109,11 +110,9 @@ impl Interaction {
             tool_feedback: last("tool"),
             call: self.settings.judge.clone(),
             prompt: String::new(),
-            image_urls: Vec::new(),
+            image_urls: image_urls(&images, self.settings.max_images)?,
         };
-        let images: Vec<&Image> = messages.iter().flat_map(|message| &message.images).collect();
         if let Some(call) = &self.settings.judge {
-            exchange.image_urls = image_urls(&images, call.max_images)?;
             let shown = with_image_info(&exchange.question, &images);
             let planned = match strip(&exchange.planned) {
                 "" => self.settings.no_next_question.as_str(),
@@ -128,13 +127,14 @@ impl Interaction {
     /// tool's feedback; else the data's.
     ///
     /// # Errors
-    /// [`JudgeError::Json`] for tool feedback whose JSON is not read. A reply that cannot be read
-    /// is a failed call.
+    /// [`JudgeError::Json`] for tool feedback whose JSON is not read; [`JudgeError::NotANumber`]
+    /// for such a score, which only [`super::Scores::Compat`] lets through. A reply that cannot be
+    /// read is a failed call.
     pub fn conclude(&self, exchange: &Exchange, outcome: Outcome<'_>) -> Result<Turn, JudgeError> {
         let settings = &self.settings;
         let (verdict, failure) = match outcome {
             Outcome::Replied(reply) => {
-                match Verdict::read(reply, settings.dimensions, settings.scores) {
+                match Verdict::read_any(reply, settings.dimensions, settings.scores) {
                     Ok(verdict) => (Some(verdict), None),
                     Err(error) => (None, Some(error.to_string())),
                 }
@@ -153,6 +153,9 @@ impl Interaction {
         let ratio = repetition_ratio(&exchange.answer, rule.ngram, rule.min_tokens);
         let penalty = if rule.coef > 0.0 { ratio * rule.coef } else { 0.0 };
         let score = score.map(|s| if penalty > 0.0 { (s - penalty).max(0.0) } else { s });
+        if score.is_some_and(f64::is_nan) {
+            return Err(JudgeError::NotANumber);
+        }
         let judges = verdict.as_ref().and_then(|verdict| verdict.new_question.clone());
         let question = match judges {
             None if settings.tool_question => question_in_text(&exchange.tool_feedback)?,

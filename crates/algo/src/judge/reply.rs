@@ -28,7 +28,7 @@ pub enum Scores {
     #[default]
     Checked,
     /// Any number, true and false among them, as in the original. Other values are passed over;
-    /// only a reward that is not a number is refused.
+    /// only a reward that is not a number is refused, as [`JudgeError::NotANumber`].
     Compat,
 }
 
@@ -54,8 +54,21 @@ impl Verdict {
     ///
     /// # Errors
     /// [`JudgeError::Json`] for JSON that is nested too deep or numbers too large;
-    /// [`JudgeError::Score`] as [`Scores`] says.
+    /// [`JudgeError::Score`] and [`JudgeError::NotANumber`] as [`Scores`] says.
     pub fn read(reply: &str, dimensions: Dimensions, scores: Scores) -> Result<Self, JudgeError> {
+        let verdict = Self::read_any(reply, dimensions, scores)?;
+        if verdict.reward.is_some_and(f64::is_nan) {
+            return Err(JudgeError::NotANumber);
+        }
+        Ok(verdict)
+    }
+
+    /// As [`Verdict::read`]; by [`Scores::Compat`] the reward may be NaN.
+    pub(super) fn read_any(
+        reply: &str,
+        dimensions: Dimensions,
+        scores: Scores,
+    ) -> Result<Self, JudgeError> {
         let payload = first_object(reply)?;
         let Some(said) = payload.as_ref().filter(|payload| !payload.is_falsy()) else {
             return Ok(Self { payload, new_question: None, reward: None, feedback: None });
@@ -89,12 +102,7 @@ fn reward(payload: &Json, weights: Dimensions, scores: Scores) -> Result<Option<
         return Ok(None);
     }
     let hard_fail = payload.get("hard_fail") == Some(&Json::Bool(true));
-    let reward = if hard_fail { 0.0 } else { sum / total };
-    if reward.is_nan() {
-        let got = given.to_string();
-        return Err(JudgeError::Score { dimension: "scores", got, expected: "numbers" });
-    }
-    Ok(Some(reward))
+    Ok(Some(if hard_fail { 0.0 } else { sum / total }))
 }
 
 fn score(dimension: &'static str, value: &Json, scores: Scores) -> Result<Option<f64>, JudgeError> {

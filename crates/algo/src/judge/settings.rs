@@ -26,8 +26,6 @@ pub struct JudgeCall {
     pub top_p: f64,
     /// The prompt.
     pub template: Template,
-    /// Most images that go with the prompt. Default 1.
-    pub max_images: usize,
 }
 
 impl JudgeCall {
@@ -44,7 +42,6 @@ impl JudgeCall {
             temperature: 0.0,
             top_p: 1.0,
             template: Template::default(),
-            max_images: 1,
         }
     }
 
@@ -99,6 +96,8 @@ pub struct Settings {
     pub max_turns: usize,
     /// The judge, if there is one.
     pub judge: Option<JudgeCall>,
+    /// Most images that go with the prompt. Default 1.
+    pub max_images: usize,
     /// Weights of its scores.
     pub dimensions: Dimensions,
     /// Which of its scores count.
@@ -121,6 +120,7 @@ impl Settings {
             rest,
             max_turns: 4,
             judge,
+            max_images: 1,
             dimensions: Dimensions::default(),
             scores: Scores::default(),
             unjudged: Unjudged::default(),
@@ -131,7 +131,8 @@ impl Settings {
     }
 
     /// The original's behaviour under the original's settings. There is a judge if the address
-    /// and the model are set; a template that is not set is ours.
+    /// and the model are set; a template that is not set is ours. Where no turn can come, no other
+    /// setting is looked at.
     ///
     /// # Errors
     /// [`JudgeError::Setting`], [`JudgeError::Message`], [`JudgeError::Template`] and
@@ -149,6 +150,10 @@ impl Settings {
             None if rest.is_empty() => 0,
             None => return Err(setting("max_turns", &record.turn_limit, "a number")),
         };
+        if rest.is_empty() || max_turns == 0 {
+            let never = Self::new(Vec::new(), None);
+            return Ok(Self { unjudged: Unjudged::Compat, ..never });
+        }
         let or = |name, default| {
             let value = record.get(name);
             if value.is_falsy() { Ok(default) } else { count(name, value) }
@@ -162,6 +167,7 @@ impl Settings {
         Ok(Self {
             max_turns,
             judge: judge(record)?,
+            max_images: count("max_judge_images", record.get("max_judge_images"))?,
             dimensions: Dimensions::default(),
             scores: Scores::Compat,
             unjudged: Unjudged::Compat,
@@ -196,7 +202,6 @@ fn judge(record: &Record) -> Result<Option<JudgeCall>, JudgeError> {
         } else {
             Template::new(&text("reward_prompt_template", record)?)?
         },
-        max_images: count("max_judge_images", record.get("max_judge_images"))?,
     }))
 }
 
