@@ -9,8 +9,8 @@ mod metric;
 mod rank;
 mod safe_reward;
 mod score_model;
-mod verdict;
 mod turn;
+mod verdict;
 
 use crate::AlgoError;
 use crate::advantage::{
