@@ -1,17 +1,12 @@
 //! From requests to the engine's types, checked.
 
 use plumb_engine::{AdamWSettings, EngineSettings, LoadPlan, OldLogProbs, PolicyUpdate};
-use plumb_loss::kl::{Clamps, Gradient, Kind as KlKind};
-use plumb_loss::policy::{KlTerm, Objective, PolicyTerm, PpoClip};
 use plumb_model::{HeadSpec, ScoreHead};
-use plumb_proto::actor::{
-    EngineSpec, LoadRequest, OptimizerSpec, PolicyLossSpec, ScoreHeadSpec, UpdateRequest,
-};
+use plumb_proto::actor::{EngineSpec, LoadRequest, OptimizerSpec, ScoreHeadSpec, UpdateRequest};
 use tch::Device;
 use tonic::Status;
 
-/// verl's bound on the log ratio.
-const VERL_LOG_RATIO_BOUND: f64 = 20.0;
+use crate::loss;
 
 /// A refusal that names the field.
 pub(crate) fn invalid(field: &str, problem: impl std::fmt::Display) -> Status {
@@ -91,7 +86,7 @@ fn score_head(spec: &ScoreHeadSpec) -> Result<ScoreHead, Status> {
 /// What an update does.
 #[allow(clippy::result_large_err)]
 pub(crate) fn policy_update(request: &UpdateRequest) -> Result<PolicyUpdate, Status> {
-    let loss = request.loss.as_ref().ok_or_else(|| invalid("loss", "is missing"))?;
+    let spec = request.loss.as_ref().ok_or_else(|| invalid("loss", "is missing"))?;
     let old_logps = match request.old_logps_source.as_str() {
         "rollout" => OldLogProbs::Rollout,
         "recompute" => OldLogProbs::Recomputed,
@@ -109,9 +104,15 @@ pub(crate) fn policy_update(request: &UpdateRequest) -> Result<PolicyUpdate, Sta
         );
         return Err(invalid("old_logps_source", problem));
     }
+    let importance = loss::importance(spec)?;
+    if importance.is_some() && old_logps == OldLogProbs::Rollout {
+        let problem = "\"rollout\" makes every importance weight 1. Use recompute or current";
+        return Err(invalid("old_logps_source", problem));
+    }
     Ok(PolicyUpdate {
-        objective: objective(loss)?,
-        norm_tokens: loss.norm_tokens,
+        objective: loss::objective(spec)?,
+        importance,
+        norm_tokens: spec.norm_tokens,
         old_logps,
         mini_batches: request.mini_batches as usize,
         epochs: request.epochs as usize,
@@ -120,35 +121,12 @@ pub(crate) fn policy_update(request: &UpdateRequest) -> Result<PolicyUpdate, Sta
     })
 }
 
-#[allow(clippy::result_large_err)]
-fn objective(spec: &PolicyLossSpec) -> Result<Objective, Status> {
-    if spec.kind != "ppo_clip" {
-        return Err(invalid("loss.kind", format!("{:?}; expected ppo_clip", spec.kind)));
-    }
-    let clip = PpoClip {
-        clip_low: spec.clip_low,
-        clip_high: spec.clip_high,
-        dual_clip: (spec.dual_clip != 0.0).then_some(spec.dual_clip),
-        log_ratio_bound: spec.verl_clamps.then_some(VERL_LOG_RATIO_BOUND),
-    };
-    let clamps = if spec.verl_clamps { Clamps::Verl } else { Clamps::Off };
-    let kl = (spec.kl_coef != 0.0).then(|| {
-        let kind: KlKind = spec.kl_kind.parse().map_err(|error| invalid("loss.kl_kind", error))?;
-        Ok::<_, Status>(KlTerm { coef: spec.kl_coef, kind, clamps, gradient: Gradient::Estimate })
-    });
-    Ok(Objective {
-        policy: PolicyTerm::PpoClip(clip),
-        aggregation: spec
-            .aggregation
-            .parse()
-            .map_err(|error| invalid("loss.aggregation", error))?,
-        kl: kl.transpose()?,
-        entropy_coef: spec.entropy_coef,
-    })
-}
-
 #[cfg(test)]
 mod tests {
+    use plumb_loss::kl::{Clamps, Kind as KlKind};
+    use plumb_loss::policy::PolicyTerm;
+    use plumb_proto::actor::PolicyLossSpec;
+
     use super::*;
 
     fn update() -> UpdateRequest {

@@ -5,6 +5,7 @@ mod advantage;
 mod convert;
 mod folder;
 mod groups;
+mod loss;
 mod role;
 mod samples;
 mod service;

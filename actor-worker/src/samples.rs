@@ -139,6 +139,7 @@ mod tests {
     fn update(old_logps: OldLogProbs) -> PolicyUpdate {
         PolicyUpdate {
             objective: Objective::default(),
+            importance: None,
             norm_tokens: 1.0,
             old_logps,
             mini_batches: 1,

@@ -13,9 +13,9 @@ use std::collections::BTreeMap;
 use plumb_algo::advantage::Estimator;
 use plumb_algo::group::Groups;
 use plumb_algo::mix::{Mix, MixError};
-use plumb_config::Recipe;
+use plumb_config::{ImportanceConfig, ImportanceKind, Recipe};
 use plumb_domain::StepId;
-use plumb_proto::actor::{PolicyLossSpec, SampleAdvantage, TokenAdvantageSpec};
+use plumb_proto::actor::{ImportanceSpec, PolicyLossSpec, SampleAdvantage, TokenAdvantageSpec};
 use plumb_telemetry::metric;
 
 use super::Algorithm;
@@ -153,7 +153,7 @@ impl Algorithm for Grpo {
     fn loss(&self) -> PolicyLossSpec {
         let a = &self.recipe.algorithm;
         PolicyLossSpec {
-            kind: "ppo_clip".to_owned(),
+            kind: a.loss.kind.as_str().to_owned(),
             clip_low: a.loss.clip_low,
             clip_high: a.loss.clip_high,
             dual_clip: a.loss.dual_clip,
@@ -163,6 +163,9 @@ impl Algorithm for Grpo {
             aggregation: a.loss.aggregation.clone(),
             norm_tokens: a.loss.norm_tokens,
             entropy_coef: a.loss.entropy_coef,
+            tau_pos: a.loss.tau_pos,
+            tau_neg: a.loss.tau_neg,
+            importance: importance(&a.loss.importance),
         }
     }
 
@@ -174,6 +177,16 @@ impl Algorithm for Grpo {
             gamma: a.gamma,
         }
     }
+}
+
+/// The correction on the wire; none where it is off.
+fn importance(config: &ImportanceConfig) -> Option<ImportanceSpec> {
+    (config.kind != ImportanceKind::Off).then(|| ImportanceSpec {
+        kind: config.kind.as_str().to_owned(),
+        cap: config.cap,
+        low: config.low,
+        high: config.high,
+    })
 }
 
 /// Leaves out samples whose group has no other sample left; returns how many there were.

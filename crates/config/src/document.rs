@@ -2,16 +2,17 @@
 
 use std::fmt::Write as _;
 
-const SOURCES: [&str; 5] = [
+const SOURCES: [&str; 6] = [
     include_str!("schema.rs"),
     include_str!("schema/model.rs"),
     include_str!("schema/algorithm.rs"),
+    include_str!("schema/loss.rs"),
     include_str!("schema/reward.rs"),
     include_str!("schema/stage.rs"),
 ];
 
 /// Tables in the order of the document: how they stand in a recipe, and their struct.
-const TABLES: [(&str, &str); 26] = [
+const TABLES: [(&str, &str); 27] = [
     ("(top level)", "Recipe"),
     ("[model]", "ModelConfig"),
     ("[data]", "DataConfig"),
@@ -22,6 +23,7 @@ const TABLES: [(&str, &str); 26] = [
     ("[sampling]", "SamplingConfig"),
     ("[algorithm]", "AlgorithmConfig"),
     ("[algorithm.loss]", "LossConfig"),
+    ("[algorithm.loss.importance]", "ImportanceConfig"),
     ("[algorithm.kl]", "KlConfig"),
     ("[algorithm.optimizer]", "OptimizerConfig"),
     ("[reward]", "RewardConfig"),

@@ -15,13 +15,14 @@ mod validate;
 
 pub use error::{ConfigError, Contradiction};
 pub use parse::Override;
+pub use plumb_domain::KlKind;
 pub use schema::{
     Advantage, AlgorithmConfig, CheckpointConfig, Component, ComponentKind, CpgdWeight, DataConfig,
     Dtype, EngineConfig, EvaluateStage, ExportStage, GroupConfig, GroupsConfig, GrpoStage,
-    KlConfig, KlKind, KlPlace, LabelStage, LossConfig, Measure, ModelConfig, OldLogps,
-    OptimizerConfig, PrepareStage, Recipe, RewardConfig, RewardModelStage, RolloutConfig,
-    SampleStage, SamplingConfig, Schedule, ScoreHeadConfig, ScoreHeadKind, ScoreInput, Stage,
-    Strategy, TimeoutConfig, Transform,
+    ImportanceConfig, ImportanceKind, KlConfig, KlPlace, LabelStage, LossConfig, LossKind, Measure,
+    ModelConfig, OldLogps, OptimizerConfig, PrepareStage, Recipe, RewardConfig, RewardModelStage,
+    RolloutConfig, SampleStage, SamplingConfig, Schedule, ScoreHeadConfig, ScoreHeadKind,
+    ScoreInput, Stage, Strategy, TimeoutConfig, Transform,
 };
 
 #[cfg(test)]

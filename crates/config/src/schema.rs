@@ -2,6 +2,7 @@
 
 mod advantage;
 mod algorithm;
+mod loss;
 mod model;
 mod reward;
 mod stage;
@@ -11,9 +12,8 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 pub use advantage::{Advantage, CpgdWeight};
-pub use algorithm::{
-    AlgorithmConfig, KlConfig, KlKind, KlPlace, LossConfig, OldLogps, OptimizerConfig, Schedule,
-};
+pub use algorithm::{AlgorithmConfig, KlConfig, KlPlace, OldLogps, OptimizerConfig, Schedule};
+pub use loss::{ImportanceConfig, ImportanceKind, LossConfig, LossKind};
 pub use model::{
     Dtype, EngineConfig, GroupConfig, GroupsConfig, ModelConfig, RolloutConfig, SamplingConfig,
     Strategy, TimeoutConfig,

@@ -2,6 +2,7 @@
 
 mod advantage;
 mod algorithm;
+mod loss;
 mod reward;
 mod stages;
 
@@ -191,6 +192,10 @@ name = "train"
             ("algorithm.samples_per_prompt=0", "algorithm.samples_per_prompt"),
             ("algorithm.gamma=0.9", "algorithm.gamma"),
             ("algorithm.loss.dual_clip=0.5", "algorithm.loss.dual_clip"),
+            ("algorithm.loss.clip_low=-0.1", "algorithm.loss.clip_low"),
+            ("algorithm.loss.tau_pos=2.0", "algorithm.loss.tau_pos"),
+            ("algorithm.loss.importance.kind=icepop", "algorithm.loss.importance.kind"),
+            ("algorithm.loss.importance.cap=2.0", "algorithm.loss.importance.kind"),
             ("algorithm.loss.norm_tokens=5.0", "algorithm.loss.norm_tokens"),
             ("algorithm.loss.aggregation=mean", "algorithm.loss.aggregation"),
             ("algorithm.optimizer.betas=[1.0, 0.9]", "algorithm.optimizer.betas"),
@@ -207,6 +212,37 @@ name = "train"
             let found = problems(&[set]);
             assert!(found.contains(&format!("  {key}: ")), "{set}: {found}");
         }
+    }
+
+    #[test]
+    fn every_loss_stands_with_its_own_keys_only() {
+        let choice = |kind: &str| format!("algorithm.loss.kind={kind}");
+        for (kind, more) in [
+            ("ppo_clip", "algorithm.loss.dual_clip=3.0"),
+            ("gspo", "algorithm.loss.clip_low=0.0003"),
+            ("cispo", "algorithm.loss.clip_low=1.0"),
+            ("sapo", "algorithm.loss.tau_neg=2.0"),
+            ("geo_mean", "algorithm.loss.clip_high=0.4"),
+            ("gpg", "algorithm.loss.aggregation=token-mean"),
+            ("cpg", "algorithm.loss.entropy_coef=0.01"),
+        ] {
+            assert_eq!(problems(&[&choice(kind), more]), "", "{kind}");
+        }
+        for (kind, more, key) in [
+            ("gspo", "algorithm.loss.dual_clip=3.0", "algorithm.loss.dual_clip"),
+            ("sapo", "algorithm.loss.clip_low=0.1", "algorithm.loss.clip_low"),
+            ("gpg", "algorithm.loss.clip_high=0.3", "algorithm.loss.clip_low"),
+            ("cpg", "algorithm.loss.clip_high=0.3", "algorithm.loss.clip_low"),
+            ("geo_mean", "algorithm.loss.aggregation=token-mean", "algorithm.loss.aggregation"),
+        ] {
+            let found = problems(&[&choice(kind), more]);
+            assert!(found.contains(&format!("  {key}: ")), "{kind}: {found}");
+        }
+        let corrected = ["algorithm.loss.importance.kind=truncated_token"];
+        let cap = "algorithm.loss.importance.cap=2.0";
+        let found = problems(&[corrected[0], cap]);
+        assert!(found.contains("every weight is 1"), "{found}");
+        assert_eq!(problems(&[corrected[0], cap, "algorithm.old_logps=recompute"]), "");
     }
 
     #[test]

@@ -200,6 +200,9 @@ impl FusedHead<'_> {
 /// Derivatives of the loss by the values of tokens `first..`.
 pub type TokenLoss<'a> = dyn FnMut(&TokenValues, i64) -> Result<TokenGradients> + 'a;
 
+/// Derivatives of the loss by the values of all chosen tokens at once.
+pub type SequenceLoss<'a> = dyn FnMut(&TokenValues) -> Result<TokenGradients> + 'a;
+
 /// Consecutive rows of a tensor.
 #[derive(Debug, Clone, Copy)]
 struct Rows {

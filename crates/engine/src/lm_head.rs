@@ -3,7 +3,9 @@
 use plumb_model::Packed;
 use tch::{Kind, Tensor, no_grad_guard};
 
-use crate::head::{ChosenTokens, FusedHead, HeadGradients, TokenLoss, TokenValues};
+use crate::head::{
+    ChosenTokens, FusedHead, HeadGradients, SequenceLoss, TokenGradients, TokenLoss, TokenValues,
+};
 use crate::passes::{leaves, vjp};
 use crate::sharded_model::ShardedModel;
 use crate::{EngineError, Result};
@@ -12,6 +14,13 @@ use crate::{EngineError, Result};
 struct HeadParams {
     norm: Vec<Tensor>,
     weight_vh: Tensor,
+}
+
+/// How the loss meets the head: token by token as the logits come, or all tokens together, for
+/// which the logits are computed twice.
+enum HeadLoss<'a, 'b> {
+    Tokens(&'a mut TokenLoss<'b>),
+    Sequences(&'a mut SequenceLoss<'b>),
 }
 
 impl ShardedModel {
@@ -49,6 +58,32 @@ impl ShardedModel {
         temperature: f64,
         loss: &mut TokenLoss<'_>,
     ) -> Result<()> {
+        self.train_head(packed, chosen, temperature, HeadLoss::Tokens(loss))
+    }
+
+    /// [`ShardedModel::train_on_tokens`] for a loss whose gradient at one token hangs on the
+    /// others of its sequence: `loss` gets the values of all chosen tokens, once. Costs one more
+    /// product with the output matrix.
+    ///
+    /// # Errors
+    /// As [`ShardedModel::train_on_tokens`].
+    pub fn train_on_sequences(
+        &mut self,
+        packed: &Packed,
+        chosen: &ChosenTokens,
+        temperature: f64,
+        loss: &mut SequenceLoss<'_>,
+    ) -> Result<()> {
+        self.train_head(packed, chosen, temperature, HeadLoss::Sequences(loss))
+    }
+
+    fn train_head(
+        &mut self,
+        packed: &Packed,
+        chosen: &ChosenTokens,
+        temperature: f64,
+        loss: HeadLoss<'_, '_>,
+    ) -> Result<()> {
         let trace = self.forward(packed)?;
         let params = self.acquire_lm_head()?;
         let hidden_mh = trace.hidden_nh.index_select(0, &chosen.rows_m);
@@ -67,7 +102,7 @@ impl ShardedModel {
         hidden_mh: Tensor,
         chosen: &ChosenTokens,
         temperature: f64,
-        loss: &mut TokenLoss<'_>,
+        loss: HeadLoss<'_, '_>,
     ) -> Result<Tensor> {
         if chosen.is_empty() {
             return Ok(hidden_mh);
@@ -79,7 +114,7 @@ impl ShardedModel {
         let (block, slot) = self.output_matrix();
         let wanted = self.blocks[block].trainable;
         let HeadGradients { hidden_mh, weight_vh } =
-            head.backward(&normed_mh.detach(), &chosen.targets_m, wanted, loss)?;
+            loss.backward(&head, &normed_mh.detach(), &chosen.targets_m, wanted)?;
         let _guard = no_grad_guard();
         let reduce = self.settings.reduce.kind();
         if let Some(weight_vh) = weight_vh {
@@ -118,6 +153,30 @@ impl ShardedModel {
             self.release(0)?;
         }
         self.release(self.head_index())
+    }
+}
+
+impl HeadLoss<'_, '_> {
+    fn backward(
+        self,
+        head: &FusedHead<'_>,
+        normed_mh: &Tensor,
+        targets_m: &Tensor,
+        weight_needs_gradient: bool,
+    ) -> Result<HeadGradients> {
+        match self {
+            Self::Tokens(loss) => head.backward(normed_mh, targets_m, weight_needs_gradient, loss),
+            Self::Sequences(loss) => {
+                let all = loss(&head.values(normed_mh, targets_m)?)?;
+                let mut part = |values: &TokenValues, first: i64| {
+                    let count = values.logp_m.size()[0];
+                    let of = |all: &Tensor| all.narrow(0, first, count);
+                    let (logp_m, entropy_m) = (of(&all.logp_m), all.entropy_m.as_ref().map(of));
+                    Ok(TokenGradients { logp_m, entropy_m })
+                };
+                head.backward(normed_mh, targets_m, weight_needs_gradient, &mut part)
+            }
+        }
     }
 }
 

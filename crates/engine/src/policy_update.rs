@@ -12,6 +12,7 @@
 use std::collections::BTreeMap;
 
 use plumb_loss::aggregate::{Denominators, Layout, token_weights};
+use plumb_loss::importance::{Correction, ImportanceSums, importance_weights};
 use plumb_loss::policy::{Batch, Objective, TokenSums, weighted_policy_loss};
 use tch::{Kind, Tensor};
 
@@ -50,6 +51,8 @@ pub enum OldLogProbs {
 pub struct PolicyUpdate {
     /// The loss.
     pub objective: Objective,
+    /// Weights for what the sampler's log-probs differ from the old ones; none is 1.
+    pub importance: Option<Correction>,
     /// Divisor of `seq-mean-token-sum-norm`.
     pub norm_tokens: f64,
     /// Reference of the ratio.
@@ -62,6 +65,14 @@ pub struct PolicyUpdate {
     pub learning_rate: f64,
     /// Softmax temperature of the log-probs; the sampler's.
     pub temperature: f64,
+}
+
+impl PolicyUpdate {
+    /// Whether the loss of a token hangs on the other tokens of its sequence.
+    fn spans_sequences(&self) -> bool {
+        self.objective.policy.spans_sequences()
+            || self.importance.is_some_and(|correction| correction.spans_sequences())
+    }
 }
 
 /// Figures of an update, the same on every rank.
@@ -99,9 +110,16 @@ fn cut<T>(samples: &[T], parts: usize) -> Vec<&[T]> {
 }
 
 struct StepFigures {
-    sums: TokenSums,
+    sums: StepSums,
     mismatch: Option<Mismatch>,
     grad_norm: f64,
+}
+
+/// Sums over the tokens of this rank.
+#[derive(Default)]
+struct StepSums {
+    loss: TokenSums,
+    importance: ImportanceSums,
 }
 
 fn mini_batch_step(
@@ -115,7 +133,7 @@ fn mini_batch_step(
     let (ranks, rank) = (model.world_size(), model.rank());
     let budget_tokens = model.settings().micro_batch_tokens;
     let responses: Vec<_> = samples.iter().map(|s| &s.sample).collect();
-    let mut sums = TokenSums::default();
+    let mut sums = StepSums::default();
     let mut mismatch = measure_mismatch.then(Mismatch::default);
     for micro_batch in micro_batches(&responses, ranks, rank, budget_tokens)? {
         let micro_batch: Vec<_> = micro_batch.iter().map(|&index| samples[index]).collect();
@@ -169,7 +187,7 @@ impl<'a> MicroBatchLoss<'a> {
     fn forward_backward(
         &self,
         model: &mut ShardedModel,
-        sums: &mut TokenSums,
+        sums: &mut StepSums,
         mut mismatch: Option<&mut Mismatch>,
     ) -> Result<()> {
         let mut token_loss = |values: &TokenValues, first: i64| {
@@ -180,7 +198,12 @@ impl<'a> MicroBatchLoss<'a> {
             self.token_gradients(values, first, sums)
         };
         let temperature = self.update.temperature;
-        model.train_on_tokens(&self.batch.packed, &self.batch.chosen, temperature, &mut token_loss)
+        let (packed, chosen) = (&self.batch.packed, &self.batch.chosen);
+        if self.update.spans_sequences() {
+            let mut all = |values: &TokenValues| token_loss(values, 0);
+            return model.train_on_sequences(packed, chosen, temperature, &mut all);
+        }
+        model.train_on_tokens(packed, chosen, temperature, &mut token_loss)
     }
 
     /// ∂loss/∂(log p, entropy) of tokens `first..` through a graph over a few numbers per token.
@@ -188,7 +211,7 @@ impl<'a> MicroBatchLoss<'a> {
         &self,
         values: &TokenValues,
         first: i64,
-        sums: &mut TokenSums,
+        sums: &mut StepSums,
     ) -> Result<TokenGradients> {
         let count = values.logp_m.size()[0];
         let of = |tensor: &Tensor| tensor.narrow(0, first, count);
@@ -204,19 +227,30 @@ impl<'a> MicroBatchLoss<'a> {
             },
         };
         let reference_logp_n = self.reference_logp_m.as_ref().map(of);
+        let mask_n = Tensor::ones([count], (Kind::Bool, values.logp_m.device()));
+        let some = [0, count];
+        let whole = self.update.spans_sequences();
+        let layout =
+            Layout::Packed { cu_seqlens: if whole { &self.batch.cu_responses } else { &some } };
+        let mut importance_n = None;
+        if let Some(correction) = &self.update.importance {
+            let rollout_logp_n = of(&self.rollout_logp_m);
+            let (weight_n, more) =
+                importance_weights(correction, &old_logp_n, &rollout_logp_n, &mask_n, layout)?;
+            sums.importance += more;
+            importance_n = Some(weight_n);
+        }
         let terms = tch::with_grad(|| {
             let advantage_n = of(&self.advantage_m);
-            let mask_n = Tensor::ones([count], (Kind::Bool, values.logp_m.device()));
-            let bounds = [0, count];
-            let layout = Layout::Packed { cu_seqlens: &bounds };
             let tokens = Batch {
                 ref_logp: reference_logp_n.as_ref(),
                 entropy: Some(&entropy_n),
+                weight: importance_n.as_ref(),
                 ..Batch::new(&logp_n, &old_logp_n, &advantage_n, &mask_n, layout)
             };
             weighted_policy_loss(&self.update.objective, &tokens, &of(&self.weight_m))
         })?;
-        *sums += terms.sums;
+        sums.loss += terms.sums;
         let mut inputs = vec![logp_n];
         inputs.extend(wants_entropy.then_some(entropy_n));
         let mut grads = Tensor::run_backward(&[terms.loss], &inputs, false, false).into_iter();
@@ -267,7 +301,7 @@ fn check_sample(sample: &PolicySample, update: &PolicyUpdate) -> Result<()> {
 /// Sums over the steps of an update, of this rank until they are reduced.
 #[derive(Default)]
 struct Figures {
-    sums: TokenSums,
+    sums: StepSums,
     mismatch: Mismatch,
     grad_norm_sum: f64,
     grad_norm_max: f64,
@@ -276,7 +310,8 @@ struct Figures {
 
 impl Figures {
     fn add(&mut self, step: StepFigures) {
-        self.sums += step.sums;
+        self.sums.loss += step.sums.loss;
+        self.sums.importance += step.sums.importance;
         if let Some(mismatch) = step.mismatch {
             self.mismatch = mismatch;
         }
@@ -286,7 +321,9 @@ impl Figures {
     }
 
     fn metrics(self, model: &ShardedModel, update: &PolicyUpdate) -> Result<Metrics> {
-        let sums = TokenSums::from_array(model.sum_over_ranks(self.sums.as_array())?);
+        let sums = TokenSums::from_array(model.sum_over_ranks(self.sums.loss.as_array())?);
+        let importance = self.sums.importance.as_array();
+        let importance = ImportanceSums::from_array(model.sum_over_ranks(importance)?);
         let mismatch = self.mismatch.over_ranks(model)?;
         let steps = self.steps.max(1) as f64;
         let entries = [
@@ -306,6 +343,15 @@ impl Figures {
             ("optimizer_steps", self.steps as f64),
             ("learning_rate", update.learning_rate),
         ];
-        Ok(entries.into_iter().map(|(name, value)| (name.to_owned(), value)).collect())
+        let corrected = [
+            ("importance_weight", importance.weight_mean()),
+            ("importance_effective", importance.effective_sample_fraction()),
+            ("importance_truncated", importance.truncated_fraction()),
+            ("importance_masked", importance.masked_fraction()),
+            ("importance_kl", importance.kl_mean()),
+        ];
+        let corrected = corrected.into_iter().filter(|_| update.importance.is_some());
+        let named = |(name, value): (&str, f64)| (name.to_owned(), value);
+        Ok(entries.into_iter().chain(corrected).map(named).collect())
     }
 }

@@ -117,6 +117,24 @@ fn the_leash_stands_in_the_loss_or_in_the_reward() {
     assert_eq!((grpo.loss().kl_coef, grpo.token_advantage().kl_in_reward_coef), (0.0, 0.05));
 }
 
+#[test]
+fn the_loss_travels_with_its_settings() {
+    let loss = Grpo::new(&recipe(&[])).loss();
+    assert_eq!((loss.kind.as_str(), loss.importance), ("ppo_clip", None));
+    let loss = Grpo::new(&recipe(&[
+        "algorithm.loss.kind=sapo",
+        "algorithm.loss.tau_neg=2.0",
+        "algorithm.old_logps=recompute",
+        "algorithm.loss.importance.kind=icepop",
+        "algorithm.loss.importance.low=0.5",
+        "algorithm.loss.importance.high=5.0",
+    ]))
+    .loss();
+    assert_eq!((loss.kind.as_str(), loss.tau_pos, loss.tau_neg), ("sapo", 1.0, 2.0));
+    let importance = loss.importance.unwrap();
+    assert_eq!((importance.kind.as_str(), importance.low, importance.high), ("icepop", 0.5, 5.0));
+}
+
 /// Advantages of two groups under a recipe's settings. Rewards are 1.5 times the scores on label
 /// safety and the scores themselves on general; the answers of a group have 1, 2, 3 tokens.
 fn advantages(set: &[&str], scores: &[&[f64]]) -> Vec<f64> {

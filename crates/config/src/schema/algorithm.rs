@@ -1,7 +1,9 @@
 //! Keys of the algorithm.
 
+use plumb_domain::KlKind;
 use serde::{Deserialize, Serialize};
 
+use super::loss::LossConfig;
 use super::{Advantage, CpgdWeight};
 
 /// Which rewards become which advantages and how the policy learns from them: GRPO, where the answers
@@ -93,47 +95,13 @@ impl OldLogps {
     }
 }
 
-/// The policy loss: clipped ratio, with dual clip and entropy where wanted.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct LossConfig {
-    /// The ratio is cut below 1 - this.
-    pub clip_low: f64,
-    /// The ratio is cut above 1 + this.
-    pub clip_high: f64,
-    /// Bound of the loss for negative advantages (above 1); 0 is off.
-    pub dual_clip: f64,
-    /// `token-mean`, `seq-mean-token-sum`, `seq-mean-token-mean` or `seq-mean-token-sum-norm`.
-    pub aggregation: String,
-    /// Divisor of `seq-mean-token-sum-norm`, tokens; 0 elsewhere.
-    pub norm_tokens: f64,
-    /// Coefficient of the entropy bonus; 0 is off.
-    pub entropy_coef: f64,
-    /// Clamp log ratios to 20 and k3 to 10, as verl does.
-    pub verl_clamps: bool,
-}
-
-impl Default for LossConfig {
-    fn default() -> Self {
-        Self {
-            clip_low: 0.2,
-            clip_high: 0.2,
-            dual_clip: 0.0,
-            aggregation: "seq-mean-token-mean".to_owned(),
-            norm_tokens: 0.0,
-            entropy_coef: 0.0,
-            verl_clamps: false,
-        }
-    }
-}
-
 /// The leash to the reference model.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct KlConfig {
     /// Coefficient; 0 leaves KL measured but without effect on training.
     pub coef: f64,
-    /// Estimator: `k1`, `k2` or `k3`.
+    /// Estimator: `k1`, `k2`, `k3` or `abs`.
     pub kind: KlKind,
     /// Where it acts: `loss` or `reward`.
     pub place: KlPlace,
@@ -144,30 +112,6 @@ pub struct KlConfig {
 impl Default for KlConfig {
     fn default() -> Self {
         Self { coef: 0.01, kind: KlKind::K3, place: KlPlace::Loss, bound: 0.5 }
-    }
-}
-
-/// KL estimator.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum KlKind {
-    /// log p - log q.
-    K1,
-    /// Half its square.
-    K2,
-    /// exp(-d) - 1 + d: unbiased, never negative.
-    K3,
-}
-
-impl KlKind {
-    /// The name on the wire.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::K1 => "k1",
-            Self::K2 => "k2",
-            Self::K3 => "k3",
-        }
     }
 }
 

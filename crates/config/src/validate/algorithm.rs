@@ -90,42 +90,6 @@ impl Recipe {
         self.check_loss(found);
         optimizer("algorithm.optimizer", &a.optimizer, found);
     }
-
-    fn check_loss(&self, found: &mut Findings) {
-        let loss = &self.algorithm.loss;
-        let modes =
-            ["token-mean", "seq-mean-token-sum", "seq-mean-token-mean", "seq-mean-token-sum-norm"];
-        found.require(
-            modes.contains(&loss.aggregation.as_str()),
-            "algorithm.loss.aggregation",
-            format!("{:?}", loss.aggregation),
-            "write token-mean, seq-mean-token-sum, seq-mean-token-mean or seq-mean-token-sum-norm",
-        );
-        found.require(
-            (loss.aggregation == "seq-mean-token-sum-norm") == (loss.norm_tokens > 0.0),
-            "algorithm.loss.norm_tokens",
-            format!("{} with aggregation {:?}", loss.norm_tokens, loss.aggregation),
-            "give it a positive value with seq-mean-token-sum-norm, and leave it out elsewhere",
-        );
-        found.require(
-            (0.0..1.0).contains(&loss.clip_low) && loss.clip_high >= 0.0,
-            "algorithm.loss.clip_low",
-            format!("clip_low {} and clip_high {}", loss.clip_low, loss.clip_high),
-            "write clip_low in [0, 1) and clip_high >= 0",
-        );
-        found.require(
-            loss.dual_clip == 0.0 || loss.dual_clip > 1.0,
-            "algorithm.loss.dual_clip",
-            loss.dual_clip.to_string(),
-            "write 0 (off) or more than 1, for example 3.0",
-        );
-        found.require(
-            loss.entropy_coef.is_finite(),
-            "algorithm.loss.entropy_coef",
-            loss.entropy_coef.to_string(),
-            "write a finite number",
-        );
-    }
 }
 
 fn sampling(key: &str, s: &SamplingConfig, found: &mut Findings) {

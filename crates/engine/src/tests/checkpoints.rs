@@ -12,6 +12,7 @@ use crate::{OldLogProbs, PolicyUpdate, ShardedModel, update_policy};
 fn step(model: &mut ShardedModel) {
     let update = PolicyUpdate {
         objective: Objective::default(),
+        importance: None,
         norm_tokens: 1.0,
         old_logps: OldLogProbs::Rollout,
         mini_batches: 1,

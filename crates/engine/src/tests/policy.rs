@@ -2,8 +2,11 @@
 //! to plain autograd over the whole model.
 
 use plumb_loss::aggregate::{Aggregation, Denominators, Layout};
+use plumb_loss::importance::{Correction, importance_weights};
 use plumb_loss::kl::{Clamps, Gradient, Kind as KlKind};
-use plumb_loss::policy::{Batch, KlTerm, Objective, PolicyTerm, PpoClip, policy_loss};
+use plumb_loss::policy::{
+    Batch, Cispo, Cpg, GeoMean, Gspo, KlTerm, Objective, PolicyTerm, PpoClip, Sapo, policy_loss,
+};
 use plumb_model::Packed;
 use tch::{Device, Kind, Tensor};
 
@@ -26,6 +29,7 @@ fn update(aggregation: Aggregation) -> PolicyUpdate {
             kl: Some(kl),
             entropy_coef: 0.02,
         },
+        importance: None,
         norm_tokens: 9.0,
         old_logps: OldLogProbs::Recomputed,
         mini_batches: 2,
@@ -100,16 +104,23 @@ fn plain_loss(
     let counts = samples.iter().map(|s| s.sample.response_ids.len());
     let denominators = Denominators::from_token_counts(counts, update.norm_tokens);
     let logp = Tensor::cat(&logps, 0);
+    let mask = Tensor::ones([logp.size()[0]], (Kind::Bool, Device::Cpu));
+    let layout = Layout::Packed { cu_seqlens: &cu_seqlens };
+    let old_logp = join(&|s| s.old_logps.clone().unwrap());
+    let rollout_logp = join(&|s| s.sample.rollout_logps.clone());
+    let weight = update.importance.as_ref().map(|correction| {
+        importance_weights(correction, &old_logp, &rollout_logp, &mask, layout).unwrap().0
+    });
     let batch = Batch {
         logp: &logp,
-        old_logp: &join(&|s| s.old_logps.clone().unwrap()),
+        old_logp: &old_logp,
         advantage: &join(&|s| s.advantages.clone()),
         ref_logp: Some(&join(&|s| s.reference_logps.clone().unwrap())),
         entropy: Some(&Tensor::cat(&entropies, 0)),
-        weight: None,
+        weight: weight.as_ref(),
         items: None,
-        mask: &Tensor::ones([logp.size()[0]], (Kind::Bool, Device::Cpu)),
-        layout: Layout::Packed { cu_seqlens: &cu_seqlens },
+        mask: &mask,
+        layout,
     };
     policy_loss(&update.objective, &batch, &denominators).unwrap().loss
 }
@@ -165,6 +176,35 @@ fn every_aggregation_is_independent_of_the_cut() {
             metrics["loss"]
         );
         assert_close(&weights, &expected, TOLERANCE, &format!("{aggregation:?}"));
+    }
+}
+
+#[test]
+fn every_policy_term_and_correction_equals_plain_autograd_at_every_cut() {
+    let tiny = TinyModel::new(true, 5);
+    let wide = Gspo { clip_low: 0.2, clip_high: 0.2, ..Gspo::default() };
+    let terms = [
+        (PolicyTerm::Gspo(wide), None),
+        (PolicyTerm::GeoMean(GeoMean::default()), None),
+        (PolicyTerm::Cispo(Cispo::default()), Some(Correction::TruncatedToken { cap: 1.05 })),
+        (PolicyTerm::Sapo(Sapo::default()), Some(Correction::IcePop { low: 0.5, high: 1.5 })),
+        (PolicyTerm::Gpg, Some(Correction::TruncatedSequence { cap: 2.0 })),
+        (PolicyTerm::Cpg(Cpg::default()), Some(Correction::SequenceMask { low: 0.8, high: 1.1 })),
+        (PolicyTerm::Gspo(wide), Some(Correction::SequenceMask { low: 0.5, high: 2.0 })),
+    ];
+    for (policy, importance) in terms {
+        let update = update(Aggregation::SeqMeanTokenMean);
+        let objective = Objective { policy, ..update.objective };
+        let update = PolicyUpdate { objective, importance, ..update };
+        let (loss, _, expected) = plain(&tiny, &update);
+        for (world, budget) in [(1, 1000), (2, 14)] {
+            let what = format!("{policy:?}, {importance:?}, {world} ranks");
+            let settings = EngineSettings { micro_batch_tokens: budget, ..settings() };
+            let (metrics, weights) = run(&tiny, world, &settings, &update);
+            assert!((metrics["loss"] - loss).abs() < 1e-5, "{what}: {}", metrics["loss"]);
+            assert_close(&weights, &expected, TOLERANCE, &what);
+            assert_eq!(metrics.contains_key("importance_weight"), importance.is_some());
+        }
     }
 }
 

@@ -108,6 +108,7 @@ fn a_step_over_gloo_equals_a_step_alone() {
     let tiny = TinyModel::new(true, 6);
     let update = PolicyUpdate {
         objective: Objective::default(),
+        importance: None,
         norm_tokens: 1.0,
         old_logps: OldLogProbs::Rollout,
         mini_batches: 1,
