@@ -5,5 +5,5 @@ mod constraint;
 mod rank;
 mod rows;
 mod score_model;
-mod verdict;
 mod turn;
+mod verdict;
