@@ -41,6 +41,7 @@ pub(crate) fn load_plan(request: &LoadRequest, device: Device) -> Result<LoadPla
         head_seed: request.score_head.as_ref().map_or(0, |spec| spec.init_seed),
         settings: engine_settings(engine, device)?,
         optimizer: request.optimizer.as_ref().map(optimizer),
+        lora: None,
     })
 }
 

@@ -126,6 +126,7 @@ impl Job {
             head_seed: 0,
             settings: self.settings()?,
             optimizer: Some(AdamWSettings::default()),
+            lora: None,
         };
         Ok((ShardedModel::load(&self.folder, plan, comm)?, Batch::new(&self.rows)?))
     }

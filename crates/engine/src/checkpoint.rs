@@ -23,7 +23,7 @@ pub const MANIFEST: &str = "manifest.json";
 const FORMAT: &str = "plumbline-checkpoint-1";
 
 /// Describes a checkpoint completely.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Manifest {
     /// Which layout this is.
@@ -32,10 +32,23 @@ pub struct Manifest {
     pub ranks: usize,
     /// Optimiser steps taken.
     pub optimizer_step: u64,
-    /// The blocks, embedding first.
+    /// What the stored adapters are; absent where the whole model is stored.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adapter: Option<AdapterEntry>,
+    /// The stored blocks, embedding first; with adapters, only what is trained.
     pub blocks: Vec<BlockEntry>,
     /// The shard files.
     pub files: Vec<FileDigest>,
+}
+
+/// Adapters in a manifest; rank and targets follow from the shapes of their parameters.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AdapterEntry {
+    /// Scale of the product of B and A, `alpha / rank`.
+    pub scale: f64,
+    /// The folder of the model that they belong to.
+    pub base_model: String,
 }
 
 /// One block in a manifest.
@@ -86,14 +99,28 @@ impl ShardedModel {
         Ok(own)
     }
 
+    /// The blocks that a checkpoint holds: all, or with adapters what is trained, since the rest
+    /// is as in the model's folder.
+    fn stored_blocks(&self) -> Vec<usize> {
+        let all = 0..self.blocks.len();
+        match self.lora() {
+            None => all.collect(),
+            Some(_) => all.filter(|&index| self.is_stored_with_adapters(index)).collect(),
+        }
+    }
+
+    fn is_stored_with_adapters(&self, index: usize) -> bool {
+        index >= self.specs.len() || self.blocks[index].trainable
+    }
+
     /// This rank's vectors, named by block.
     fn state(&self) -> Vec<(String, &Tensor)> {
         let mut tensors = Vec::new();
-        for (index, block) in self.blocks.iter().enumerate() {
-            tensors.push((vector_name(index, "master"), block.master()));
+        for (entry, index) in self.stored_blocks().into_iter().enumerate() {
+            tensors.push((vector_name(entry, "master"), self.blocks[index].master()));
             if let Some(moments) = self.optimizer.as_ref().and_then(|adamw| adamw.moments(index)) {
-                tensors.push((vector_name(index, "first"), &moments.first_s));
-                tensors.push((vector_name(index, "second"), &moments.second_s));
+                tensors.push((vector_name(entry, "first"), &moments.first_s));
+                tensors.push((vector_name(entry, "second"), &moments.second_s));
             }
         }
         tensors
@@ -104,7 +131,11 @@ impl ShardedModel {
             format: FORMAT.to_owned(),
             ranks: self.world_size(),
             optimizer_step: self.optimizer_step(),
-            blocks: self.blocks.iter().map(entry).collect(),
+            adapter: self.lora().map(|config| AdapterEntry {
+                scale: config.scale(),
+                base_model: self.source_folder.display().to_string(),
+            }),
+            blocks: self.stored_blocks().iter().map(|&index| entry(&self.blocks[index])).collect(),
             files,
         }
     }
@@ -146,8 +177,8 @@ impl ShardedModel {
         let _guard = tch::no_grad_guard();
         let read = self.read_state(folder);
         let (manifest, vectors) = self.agree("loading a checkpoint", read)?;
-        for (index, (block, vectors)) in self.blocks.iter_mut().zip(vectors).enumerate() {
-            block.master_mut().copy_(&vectors.master_s);
+        for (index, vectors) in self.stored_blocks().into_iter().zip(vectors) {
+            self.blocks[index].master_mut().copy_(&vectors.master_s);
             let moments = self.optimizer.as_ref().and_then(|adamw| adamw.moments(index));
             if let (Some(moments), Some((first_s, second_s))) = (moments, vectors.moments) {
                 moments.first_s.shallow_clone().copy_(&first_s);
@@ -165,9 +196,9 @@ impl ShardedModel {
         self.check_fits(folder, &manifest)?;
         let mut files = OpenFiles::new(folder, &manifest);
         let rank = self.rank() as i64;
-        let read = |(index, block): (usize, &FlatBlock)| {
-            let stored = &manifest.blocks[index];
-            let mut part = |what| files.part(index, what, stored.shard, block, rank);
+        let read = |(at, index): (usize, usize)| {
+            let (block, stored) = (&self.blocks[index], &manifest.blocks[at]);
+            let mut part = |what| files.part(at, what, stored.shard, block, rank);
             let master_s = part("master")?;
             let moments = match block.trainable {
                 true => Some((part("first")?, part("second")?)),
@@ -175,18 +206,35 @@ impl ShardedModel {
             };
             Ok(BlockVectors { master_s, moments })
         };
-        let vectors = self.blocks.iter().enumerate().map(read).collect::<Result<_>>()?;
+        let stored = self.stored_blocks().into_iter().enumerate();
+        let vectors = stored.map(read).collect::<Result<_>>()?;
         Ok((manifest, vectors))
     }
 
     fn check_fits(&self, folder: &Path, manifest: &Manifest) -> Result<()> {
         let refuse =
             |problem: String| Err(EngineError::Checkpoint { path: folder.join(MANIFEST), problem });
-        let (stored, own) = (manifest.blocks.len(), self.blocks.len());
+        match (&manifest.adapter, self.lora().map(plumb_model::LoraConfig::scale)) {
+            (None, None) => {}
+            (Some(stored), Some(scale)) if stored.scale.to_bits() == scale.to_bits() => {}
+            (Some(stored), Some(scale)) => {
+                let stored = stored.scale;
+                return refuse(format!(
+                    "holds adapters of scale alpha / rank = {stored}, the model's have {scale}"
+                ));
+            }
+            (Some(_), None) => {
+                return refuse("holds adapters alone, the model has none".to_owned());
+            }
+            (None, Some(_)) => return refuse("holds no adapters, the model has some".to_owned()),
+        }
+        let stored_blocks = self.stored_blocks();
+        let (stored, own) = (manifest.blocks.len(), stored_blocks.len());
         if stored != own {
             return refuse(format!("holds {stored} blocks, the model has {own}"));
         }
-        for (stored, block) in manifest.blocks.iter().zip(&self.blocks) {
+        for (stored, index) in manifest.blocks.iter().zip(stored_blocks) {
+            let block = &self.blocks[index];
             let own = entry(block);
             for (theirs, ours) in stored.parameters.iter().zip(&own.parameters) {
                 if theirs != ours {

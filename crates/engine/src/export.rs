@@ -8,7 +8,7 @@ use crate::sharded_model::ShardedModel;
 use crate::{Precision, Result};
 
 impl ShardedModel {
-    /// Writes the model as a folder that transformers loads. Every rank calls this; blocks are
+    /// Writes the model as a folder that transformers loads, adapters merged. Every rank calls this; blocks are
     /// gathered one at a time and rank 0 writes, so no rank holds the whole model. Returns the
     /// bytes written, on every rank.
     ///
@@ -20,12 +20,15 @@ impl ShardedModel {
         let mut writer = self.agree("export", writer.transpose())?;
         // A failed write must not leave the other ranks waiting in a gather.
         let mut outcome = Ok(());
-        for block in &self.blocks {
+        for (index, block) in self.blocks.iter().take(self.specs.len()).enumerate() {
             let flat_p = block.gather_master(self.comm.as_ref())?;
+            let adapter = self.adapter_masters(index)?;
             if let (Some(writer), Ok(())) = (&mut writer, &outcome) {
-                let views = block.layout.slots.iter().zip(block.layout.views(&flat_p));
-                let mut views = views;
-                outcome = views.try_for_each(|(slot, view)| Ok(writer.tensor(&slot.name, &view)?));
+                let params = self.merged(index, block.layout.views(&flat_p), &adapter);
+                outcome = params.and_then(|params| {
+                    let mut params = block.layout.slots.iter().zip(params);
+                    params.try_for_each(|(slot, view)| Ok(writer.tensor(&slot.name, &view)?))
+                });
             }
         }
         let bytes = match (outcome, writer) {

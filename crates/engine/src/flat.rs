@@ -95,8 +95,10 @@ struct Partial {
 pub struct FlatBlock {
     /// The cut.
     pub layout: Layout,
-    /// Whether gradients are wanted.
+    /// Whether any parameter is trained.
     pub trainable: bool,
+    /// Which parameters are trained, by slot. The gradient of the others is zero.
+    pub trained: Vec<bool>,
     /// fp32 when trainable, else the compute type, `[S]`.
     master_s: Tensor,
     /// Compute-type copy of the master, `[S]`; absent when stale.
@@ -109,14 +111,17 @@ pub struct FlatBlock {
 }
 
 impl FlatBlock {
-    /// An all-zero block; [`FlatBlock::master`] is then filled by the loader.
+    /// An all-zero block; [`FlatBlock::master`] is then filled by the loader. `trained` has one
+    /// entry per slot.
     #[must_use]
-    pub fn zeros(layout: Layout, trainable: bool, compute: Kind, device: Device) -> Self {
+    pub fn zeros(layout: Layout, trained: Vec<bool>, compute: Kind, device: Device) -> Self {
+        let trainable = trained.contains(&true);
         let kind = if trainable { Kind::Float } else { compute };
         let master_s = Tensor::zeros([layout.shard], (kind, device));
         Self {
             layout,
             trainable,
+            trained,
             master_s,
             compute_s: None,
             gathered: Gathered::Absent,
@@ -247,8 +252,11 @@ impl FlatBlock {
 
 /// Gradients.
 impl FlatBlock {
-    /// Adds one parameter's gradient of this micro-batch.
+    /// Adds one parameter's gradient of this micro-batch; that of a frozen one is dropped.
     pub fn add_gradient(&mut self, slot: usize, grad: &Tensor, reduce: Kind) {
+        if !self.trained[slot] {
+            return;
+        }
         let kind = self.buffer_kind(reduce);
         let layout = &self.layout;
         let partial = partial(&mut self.partial, layout, kind, grad.device());

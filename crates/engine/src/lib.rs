@@ -10,12 +10,14 @@
 //! - [`policy_update`] is the training step, written like the box of a paper.
 //! - `passes` is the loop over blocks; `flat` what a block's shard, gathered copy and gradient
 //!   are; [`head`] how log-probs come without `[N, V]`.
+//! - `adapters` are low-rank adapters beside frozen layers ([`LoraPlan`]).
 //! - [`reward_training`], [`log_probs()`], [`publish`], [`checkpoint`], `export` are what else a
 //!   worker asks of a model.
 //!
 //! Legend: N packed tokens, M response tokens, H hidden, V vocabulary, P elements of a block with
 //! padding, S elements of a shard. `logp_m` is a tensor `[M]`.
 
+mod adapters;
 mod agreement;
 pub mod checkpoint;
 mod error;
@@ -36,7 +38,9 @@ pub mod reward_training;
 mod settings;
 mod shard_file;
 mod sharded_model;
+mod trained_runs;
 
+pub use adapters::LoraPlan;
 pub use error::{EngineError, Result};
 pub use log_probs::{ResponseLogProbs, log_probs};
 pub use optimizer::AdamW;

@@ -112,7 +112,7 @@ impl ShardedModel {
         let normed_mh = tch::with_grad(|| self.decoder.final_norm(&inputs[1..], &inputs[0]))?;
         let head = FusedHead { weight_vh: &params.weight_vh, temperature };
         let (block, slot) = self.output_matrix();
-        let wanted = self.blocks[block].trainable;
+        let wanted = self.blocks[block].trained[slot];
         let HeadGradients { hidden_mh, weight_vh } =
             loss.backward(&head, &normed_mh.detach(), &chosen.targets_m, wanted)?;
         let _guard = no_grad_guard();

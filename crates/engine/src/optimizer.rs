@@ -62,6 +62,7 @@ impl ShardedModel {
     pub fn optimizer_step_on(&mut self, learning_rate: f64) -> Result<f64> {
         let _guard = tch::no_grad_guard();
         self.finish_reductions()?;
+        self.restart_passes();
         let mut grads = Vec::with_capacity(self.blocks.len());
         for block in &mut self.blocks {
             grads.push(block.take_gradient());
@@ -87,8 +88,15 @@ impl ShardedModel {
                 if scale < 1.0 {
                     let _ = grad_s.g_mul_scalar_(scale);
                 }
-                let master_s = self.blocks[index].master_mut().shallow_clone();
-                lists.push(master_s, grad_s, moments, optimizer.step);
+                let block = &mut self.blocks[index];
+                let master_s = block.master_mut().shallow_clone();
+                for (start, count) in block.trained_runs(self.comm.rank()) {
+                    lists.push(
+                        [&master_s, &grad_s, &moments.first_s, &moments.second_s]
+                            .map(|vector_s| vector_s.narrow(0, start, count)),
+                        optimizer.step,
+                    );
+                }
             }
         }
         optimizer.step += 1;
@@ -99,7 +107,7 @@ impl ShardedModel {
     }
 }
 
-/// What the fused kernel takes: one entry per shard.
+/// What the fused kernel takes: one entry per run of trained elements.
 #[derive(Default)]
 struct StepLists {
     masters: Vec<Tensor>,
@@ -110,12 +118,12 @@ struct StepLists {
 }
 
 impl StepLists {
-    fn push(&mut self, master_s: Tensor, grad_s: Tensor, moments: &Moments, steps_taken: u64) {
-        self.steps.push(Tensor::from(steps_taken as f32).to_device(master_s.device()));
-        self.masters.push(master_s);
-        self.grads.push(grad_s);
-        self.firsts.push(moments.first_s.shallow_clone());
-        self.seconds.push(moments.second_s.shallow_clone());
+    fn push(&mut self, [master, grad, first, second]: [Tensor; 4], steps_taken: u64) {
+        self.steps.push(Tensor::from(steps_taken as f32).to_device(master.device()));
+        self.masters.push(master);
+        self.grads.push(grad);
+        self.firsts.push(first);
+        self.seconds.push(second);
     }
 
     fn step(&self, adamw: plumb_torch::AdamW) -> Result<()> {

@@ -9,6 +9,7 @@
 use plumb_model::{Layout, Packed};
 use tch::{Tensor, no_grad_guard};
 
+use crate::adapters::PassSeed;
 use crate::sharded_model::ShardedModel;
 use crate::{EngineError, Result};
 
@@ -19,17 +20,34 @@ pub struct Trace {
     pub hidden_nh: Tensor,
     layers: Vec<KeptLayer>,
     layout: Layout,
+    pass: PassSeed,
 }
 
 /// What is kept of one layer.
 #[derive(Debug)]
 enum KeptLayer {
-    /// Below the trained layers.
+    /// Below everything that is trained.
     Nothing,
     /// The layer is run again in the backward pass.
     Input(Tensor),
     /// The layer's graph.
-    Graph { input_nh: Tensor, params: Vec<Tensor>, output_nh: Tensor },
+    Graph(LayerGraph),
+}
+
+/// A layer computed under grad.
+#[derive(Debug)]
+struct LayerGraph {
+    input_nh: Tensor,
+    trained: Vec<TrainedLeaf>,
+    output_nh: Tensor,
+}
+
+/// A parameter whose gradient is wanted.
+#[derive(Debug)]
+struct TrainedLeaf {
+    block: usize,
+    slot: usize,
+    leaf: Tensor,
 }
 
 impl ShardedModel {
@@ -51,6 +69,10 @@ impl ShardedModel {
                 "training was asked of a model that was loaded without an optimiser".to_owned(),
             ));
         }
+        if self.adapters_are_off() {
+            let problem = "training was asked while the adapters are switched off";
+            return Err(EngineError::Unsuited(problem.to_owned()));
+        }
         self.run_forward(packed, true)
     }
 
@@ -64,15 +86,26 @@ impl ShardedModel {
         if !self.head_is_tied() {
             self.release_after_forward(0, false)?;
         }
+        let pass = self.next_pass();
+        let lowest = self.lowest_trained().filter(|_| training);
         let mut kept = Vec::with_capacity(layers.len());
         for block in layers {
             // The block after the last layer is the head.
-            let params = self.acquire(block, Some(block + 1))?;
-            let trained = training && self.blocks[block].trainable;
+            let (params, adapter) = self.acquire_layer(block, Some(block + 1))?;
+            let trained = lowest.is_some_and(|lowest| block >= lowest);
             let (output_nh, layer) = if trained && !self.settings.recompute {
-                self.layer_with_graph(block, params, hidden_nh, &layout)?
+                let graph = self.layer_graph(block, params, adapter, hidden_nh, &layout, pass)?;
+                (graph.output_nh.detach(), KeptLayer::Graph(graph))
             } else {
-                let output_nh = self.decoder.layer(block - 1, &params, &hidden_nh, &layout)?;
+                let adapter = self.layer_adapter(block, &adapter, training.then_some(pass));
+                let index = block - 1;
+                let output_nh = self.decoder.adapted_layer(
+                    index,
+                    &params,
+                    adapter.as_ref(),
+                    &hidden_nh,
+                    &layout,
+                )?;
                 let layer = if trained { KeptLayer::Input(hidden_nh) } else { KeptLayer::Nothing };
                 (output_nh, layer)
             };
@@ -80,32 +113,66 @@ impl ShardedModel {
             kept.push(layer);
             hidden_nh = output_nh;
         }
-        Ok(Trace { hidden_nh, layers: kept, layout })
+        Ok(Trace { hidden_nh, layers: kept, layout, pass })
     }
 
-    fn layer_with_graph(
+    /// Runs a layer under grad, from leaves. `params` and `adapter` are its gathered parameters.
+    fn layer_graph(
         &self,
         block: usize,
         params: Vec<Tensor>,
+        adapter: Vec<Tensor>,
         hidden_nh: Tensor,
         layout: &Layout,
-    ) -> Result<(Tensor, KeptLayer)> {
+        pass: PassSeed,
+    ) -> Result<LayerGraph> {
+        // Below the lowest trained block nobody wants a gradient.
+        let passes_on = self.lowest_trained().is_some_and(|lowest| lowest < block);
         tch::with_grad(|| {
-            let input_nh = hidden_nh.detach().set_requires_grad(true);
-            let params: Vec<_> = leaves(params);
-            let output_nh = self.decoder.layer(block - 1, &params, &input_nh, layout)?;
-            let detached = output_nh.detach();
-            Ok((detached, KeptLayer::Graph { input_nh, params, output_nh }))
+            let input_nh = hidden_nh.detach().set_requires_grad(passes_on);
+            let params = self.leaves_of(block, params);
+            let adapter_block = self.adapter_of(block);
+            let adapter = match adapter_block {
+                Some(adapter_block) => self.leaves_of(adapter_block, adapter),
+                None => adapter,
+            };
+            let beside = self.layer_adapter(block, &adapter, Some(pass));
+            let output_nh = self.decoder.adapted_layer(
+                block - 1,
+                &params,
+                beside.as_ref(),
+                &input_nh,
+                layout,
+            )?;
+            let mut trained = self.trained_leaves(block, params);
+            if let Some(adapter_block) = adapter_block {
+                trained.extend(self.trained_leaves(adapter_block, adapter));
+            }
+            Ok(LayerGraph { input_nh, trained, output_nh })
         })
     }
 
-    /// Collects the gradients of all trained layers and of the embedding, given ∂loss/∂hidden
-    /// after the last layer, `[N, H]`. Sums over ranks are under way when this returns.
+    /// Views of a gathered block as leaves, under grad where they are trained.
+    fn leaves_of(&self, block: usize, params: Vec<Tensor>) -> Vec<Tensor> {
+        let trained = &self.blocks[block].trained;
+        let leaf = |(param, &trained): (Tensor, &bool)| param.detach().set_requires_grad(trained);
+        params.into_iter().zip(trained).map(leaf).collect()
+    }
+
+    fn trained_leaves(&self, block: usize, leaves: Vec<Tensor>) -> Vec<TrainedLeaf> {
+        let trained = &self.blocks[block].trained;
+        let leaves = leaves.into_iter().enumerate().filter(|(slot, _)| trained[*slot]);
+        leaves.map(|(slot, leaf)| TrainedLeaf { block, slot, leaf }).collect()
+    }
+
+    /// Collects the gradients of everything trained below the head, given ∂loss/∂hidden after
+    /// the last layer, `[N, H]`. Sums over ranks are under way when this returns.
     ///
     /// # Errors
     /// A failed collective.
     pub fn backward(&mut self, trace: Trace, grad_nh: Tensor, packed: &Packed) -> Result<()> {
-        let Trace { layers, layout, .. } = trace;
+        let Trace { layers, layout, pass, .. } = trace;
+        let lowest = self.lowest_trained().unwrap_or(self.head_index());
         let mut grad_nh = grad_nh;
         for (block, layer) in self.layer_indices().zip(layers).rev() {
             if matches!(layer, KeptLayer::Nothing) {
@@ -113,53 +180,46 @@ impl ShardedModel {
             }
             let below = block - 1;
             // The embedding's backward is a scatter; its matrix is not needed.
-            let next = (below > 0 && self.blocks[below].trainable).then_some(below);
-            let params = self.acquire(block, next)?;
-            let (input_nh, params, output_nh) = match layer {
-                KeptLayer::Graph { input_nh, params, output_nh } => (input_nh, params, output_nh),
-                KeptLayer::Input(hidden_nh) => self.run_again(block, params, hidden_nh, &layout)?,
+            let next = (below > 0 && below >= lowest).then_some(below);
+            let (params, adapter) = self.acquire_layer(block, next)?;
+            let graph = match layer {
+                KeptLayer::Graph(graph) => graph,
+                KeptLayer::Input(hidden_nh) => {
+                    self.layer_graph(block, params, adapter, hidden_nh, &layout, pass)?
+                }
                 KeptLayer::Nothing => return Ok(()),
             };
-            grad_nh = self.layer_gradients(block, input_nh, params, output_nh, grad_nh)?;
+            let below_nh = self.layer_gradients(graph, grad_nh)?;
             self.release(block)?;
             self.reduce(block)?;
+            if let Some(adapter) = self.adapter_of(block) {
+                self.reduce(adapter)?;
+            }
+            match below_nh {
+                Some(below_nh) => grad_nh = below_nh,
+                None => return Ok(()),
+            }
         }
         self.embedding_gradient(&grad_nh, packed)
     }
 
-    fn run_again(
-        &self,
-        block: usize,
-        params: Vec<Tensor>,
-        hidden_nh: Tensor,
-        layout: &Layout,
-    ) -> Result<(Tensor, Vec<Tensor>, Tensor)> {
-        tch::with_grad(|| {
-            let input_nh = hidden_nh.detach().set_requires_grad(true);
-            let params = leaves(params);
-            let output_nh = self.decoder.layer(block - 1, &params, &input_nh, layout)?;
-            Ok((input_nh, params, output_nh))
-        })
-    }
-
-    /// Adds one layer's parameter gradients and returns ∂loss/∂input `[N, H]`.
-    fn layer_gradients(
-        &mut self,
-        block: usize,
-        input_nh: Tensor,
-        params: Vec<Tensor>,
-        output_nh: Tensor,
-        grad_nh: Tensor,
-    ) -> Result<Tensor> {
-        let mut inputs = vec![input_nh];
-        inputs.extend(params);
-        let mut grads = vjp(output_nh, inputs, grad_nh)?;
+    /// Adds one layer's parameter gradients and returns ∂loss/∂input `[N, H]` where something
+    /// below is trained.
+    fn layer_gradients(&mut self, graph: LayerGraph, grad_nh: Tensor) -> Result<Option<Tensor>> {
+        let LayerGraph { input_nh, trained, output_nh } = graph;
+        let passes_on = input_nh.requires_grad();
+        let mut inputs: Vec<_> = passes_on.then_some(input_nh).into_iter().collect();
+        let (places, leaves): (Vec<_>, Vec<_>) =
+            trained.into_iter().map(|t| ((t.block, t.slot), t.leaf)).unzip();
+        inputs.extend(leaves);
+        let mut grads = vjp(output_nh, inputs, grad_nh)?.into_iter();
         let _guard = no_grad_guard();
+        let below_nh = if passes_on { grads.next() } else { None };
         let reduce = self.settings.reduce.kind();
-        for (slot, grad) in grads.drain(1..).enumerate() {
+        for ((block, slot), grad) in places.into_iter().zip(grads) {
             self.blocks[block].add_gradient(slot, &grad, reduce);
         }
-        grads.pop().ok_or_else(|| EngineError::Unsuited("a layer returned no gradient".to_owned()))
+        Ok(below_nh)
     }
 
     fn embedding_gradient(&mut self, grad_nh: &Tensor, packed: &Packed) -> Result<()> {

@@ -352,6 +352,8 @@ impl Figures {
         ];
         let corrected = corrected.into_iter().filter(|_| update.importance.is_some());
         let named = |(name, value): (&str, f64)| (name.to_owned(), value);
-        Ok(entries.into_iter().chain(corrected).map(named).collect())
+        // Adapters are never assumed to act: their norm is logged.
+        let adapter = model.adapter_delta_norm()?.map(|norm| ("adapter_delta_norm", norm));
+        Ok(entries.into_iter().chain(corrected).chain(adapter).map(named).collect())
     }
 }

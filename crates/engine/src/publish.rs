@@ -41,7 +41,7 @@ pub struct Received {
 }
 
 impl ShardedModel {
-    /// Sends the weights in the compute type. Every policy rank calls this; rank 0 gets the
+    /// Sends the weights in the compute type, adapters merged. Every policy rank calls this; rank 0 gets the
     /// buckets, the others an empty list.
     ///
     /// # Errors
@@ -63,27 +63,37 @@ impl ShardedModel {
             )));
         }
         let kind = self.settings.compute.kind();
-        let count = self.blocks.len();
+        let count = self.specs.len();
         let mut header = header(policy_version, kind, count).to_device(self.settings.device);
         receivers.broadcast(&mut header, 0)?.wait()?;
         let mut buckets = Vec::new();
         for block in 0..count {
             let next = (block + 1 < count).then_some(block + 1);
-            self.acquire(block, next)?;
+            let (_, adapter) = self.acquire_layer(block, next)?;
             let flat_p = self.blocks[block].gather(self.comm.as_ref())?;
             let flat = flat_p.narrow(0, 0, self.blocks[block].layout.elements);
             if is_root {
-                let mut sent = flat;
+                let mut sent = self.merged_flat(block, flat, &adapter)?;
                 let pending = receivers.broadcast(&mut sent, 0)?;
                 buckets.push(bucket(block, &sent)?);
                 pending.wait()?;
             } else {
                 receivers.broadcast(&mut flat.empty_like(), 0)?.wait()?;
             }
-            drop(flat_p);
+            drop((flat_p, adapter));
             self.release(block)?;
         }
         Ok(buckets)
+    }
+
+    /// A block's parameters end to end with its adapter merged, in the compute type.
+    fn merged_flat(&self, block: usize, flat: Tensor, adapter: &[Tensor]) -> Result<Tensor> {
+        if adapter.is_empty() {
+            return Ok(flat);
+        }
+        let params = self.merged(block, self.blocks[block].layout.views(&flat), adapter)?;
+        let params: Vec<_> = params.iter().map(|p| p.reshape([-1]).to_kind(flat.kind())).collect();
+        Ok(Tensor::cat(&params, 0))
     }
 }
 

@@ -7,6 +7,7 @@ use plumb_collective::Collective;
 use plumb_model::{BlockSpec, Decoder, HeadSpec, ModelConfig};
 use tch::Tensor;
 
+use crate::adapters::{Adapters, LoraPlan, trained_whole};
 use crate::flat::{FlatBlock, Layout, Reduction};
 use crate::optimizer::AdamW;
 use crate::{AdamWSettings, EngineError, EngineSettings, Result};
@@ -26,6 +27,7 @@ pub struct ShardedModel {
     pub(crate) comm: Box<dyn Collective>,
     pub(crate) settings: EngineSettings,
     pub(crate) optimizer: Option<AdamW>,
+    pub(crate) adapters: Option<Adapters>,
     pub(crate) source_folder: PathBuf,
     reductions: VecDeque<(usize, Reduction)>,
 }
@@ -41,6 +43,8 @@ pub struct LoadPlan {
     pub settings: EngineSettings,
     /// Absent for a model that is not trained.
     pub optimizer: Option<AdamWSettings>,
+    /// Low-rank adapters on frozen layers; absent: the model's own parameters are trained.
+    pub lora: Option<LoraPlan>,
 }
 
 impl ShardedModel {
@@ -62,8 +66,14 @@ impl ShardedModel {
                 expected: "at most the number of layers",
             });
         }
+        let frozen_layers = plan.settings.frozen_layers;
+        let adapters = match plan.lora.clone() {
+            Some(lora) => Some(Adapters::new(lora, &specs, frozen_layers)?),
+            None => None,
+        };
         let mut model = Self {
-            blocks: zero_blocks(&specs, &plan, comm.world_size()),
+            blocks: zero_blocks(&specs, adapters.as_ref(), &plan, comm.world_size()),
+            adapters,
             decoder,
             head: plan.head,
             specs,
@@ -145,12 +155,20 @@ impl ShardedModel {
 
     /// Index of the head block.
     pub(crate) fn head_index(&self) -> usize {
-        self.blocks.len() - 1
+        self.specs.len() - 1
     }
 
     /// Block indices of the layers.
     pub(crate) fn layer_indices(&self) -> std::ops::Range<usize> {
         1..self.head_index()
+    }
+
+    /// The lowest of the model's own blocks that has something to train, in itself or in its
+    /// adapter; the backward pass ends there. `None`: nothing is trained.
+    pub(crate) fn lowest_trained(&self) -> Option<usize> {
+        let trained = |block: usize| self.blocks[block].trainable;
+        (0..self.specs.len())
+            .find(|&block| trained(block) || self.adapter_of(block).is_some_and(trained))
     }
 
     /// Whether block 0 lends its matrix to the head.
@@ -161,18 +179,53 @@ impl ShardedModel {
     /// Parameters of a block, gathered; the gather of `next` starts before this one is awaited
     /// for, so that it runs while this block computes.
     pub(crate) fn acquire(&mut self, block: usize, next: Option<usize>) -> Result<Vec<Tensor>> {
-        self.blocks[block].start_gather(self.comm.as_ref())?;
+        self.start_gather(block)?;
         if let Some(next) = next {
-            self.blocks[next].start_gather(self.comm.as_ref())?;
+            self.start_gather(next)?;
         }
+        self.gathered_params(block)
+    }
+
+    /// Parameters of a layer and of its adapter (none: empty), gathered as by
+    /// [`ShardedModel::acquire`].
+    pub(crate) fn acquire_layer(
+        &mut self,
+        block: usize,
+        next: Option<usize>,
+    ) -> Result<(Vec<Tensor>, Vec<Tensor>)> {
+        let params = self.acquire(block, next)?;
+        let adapter = match self.adapter_of(block) {
+            Some(adapter) => self.gathered_params(adapter)?,
+            None => Vec::new(),
+        };
+        Ok((params, adapter))
+    }
+
+    fn gathered_params(&mut self, block: usize) -> Result<Vec<Tensor>> {
         let flat_p = self.blocks[block].gather(self.comm.as_ref())?;
         Ok(self.blocks[block].layout.views(&flat_p))
+    }
+
+    fn start_gather(&mut self, block: usize) -> Result<()> {
+        self.blocks[block].start_gather(self.comm.as_ref())?;
+        match self.adapter_of(block) {
+            Some(adapter) => self.blocks[adapter].start_gather(self.comm.as_ref()),
+            None => Ok(()),
+        }
+    }
+
+    fn free(&mut self, block: usize, graph_holds_views: bool) -> Result<()> {
+        self.blocks[block].free(graph_holds_views)?;
+        match self.adapter_of(block) {
+            Some(adapter) => self.blocks[adapter].free(graph_holds_views),
+            None => Ok(()),
+        }
     }
 
     /// Gives back a block's gathered memory after its forward pass, if the settings say so.
     pub(crate) fn release_after_forward(&mut self, block: usize, kept_graph: bool) -> Result<()> {
         if self.settings.reshard_after_forward {
-            self.blocks[block].free(kept_graph)?;
+            self.free(block, kept_graph)?;
         }
         Ok(())
     }
@@ -180,13 +233,17 @@ impl ShardedModel {
     /// Gives back a block's gathered memory after its last use in a micro-batch.
     pub(crate) fn release(&mut self, block: usize) -> Result<()> {
         if self.settings.reshard_after_forward {
-            self.blocks[block].free(false)?;
+            self.free(block, false)?;
         }
         Ok(())
     }
 
-    /// Starts summing a block's gradient over ranks, finishing older sums first.
+    /// Starts summing a block's gradient over ranks, finishing older sums first. A frozen block
+    /// has none.
     pub(crate) fn reduce(&mut self, block: usize) -> Result<()> {
+        if !self.blocks[block].trainable {
+            return Ok(());
+        }
         let reduce = self.settings.reduce.kind();
         if let Some(reduction) = self.blocks[block].start_reduce(self.comm.as_ref(), reduce)? {
             self.reductions.push_back((block, reduction));
@@ -215,18 +272,33 @@ impl ShardedModel {
     /// Forgets gradients of a step that did not complete.
     pub(crate) fn discard_gradients(&mut self) {
         self.reductions.clear();
+        self.restart_passes();
         self.blocks.iter_mut().for_each(FlatBlock::discard_gradient);
     }
 }
 
-fn zero_blocks(specs: &[BlockSpec], plan: &LoadPlan, ranks: usize) -> Vec<FlatBlock> {
+fn zero_blocks(
+    specs: &[BlockSpec],
+    adapters: Option<&Adapters>,
+    plan: &LoadPlan,
+    ranks: usize,
+) -> Vec<FlatBlock> {
     let EngineSettings { compute, device, frozen_layers, .. } = plan.settings;
-    let trained = plan.optimizer.is_some();
+    let optimized = plan.optimizer.is_some();
     let head = specs.len() - 1;
-    let blocks = specs.iter().enumerate().map(|(index, spec)| {
+    let trained = |index: usize, spec: &BlockSpec| -> Vec<bool> {
         // The embedding is frozen with the first layer.
         let frozen = frozen_layers > 0 && index <= frozen_layers && index != head;
-        FlatBlock::zeros(Layout::new(spec, ranks), trained && !frozen, compute.kind(), device)
-    });
-    blocks.collect()
+        let trained = |param| match adapters {
+            Some(_) => trained_whole(spec, param),
+            None => !frozen,
+        };
+        spec.params.iter().map(|param| optimized && trained(param)).collect()
+    };
+    let block = |spec: &BlockSpec, trained| {
+        FlatBlock::zeros(Layout::new(spec, ranks), trained, compute.kind(), device)
+    };
+    let base = specs.iter().enumerate().map(|(index, spec)| block(spec, trained(index, spec)));
+    let added = adapters.iter().flat_map(|adapters| &adapters.specs);
+    base.chain(added.map(|spec| block(spec, vec![optimized; spec.params.len()]))).collect()
 }

@@ -7,6 +7,7 @@ use crate::block::{self, BlockSpec};
 use crate::config::ModelConfig;
 use crate::error::{ModelError, Result};
 use crate::layer::{LayerParams, rms_norm};
+use crate::lora::LayerAdapter;
 use crate::packed::{Layout, Packed};
 use crate::rope;
 use crate::score_head::{HeadSpec, ScoreHead};
@@ -95,8 +96,23 @@ impl Decoder {
         hidden_nh: &Tensor,
         layout: &Layout,
     ) -> Result<Tensor> {
+        self.adapted_layer(index, params, None, hidden_nh, layout)
+    }
+
+    /// [`Decoder::layer`] with a low-rank adapter beside its matrices.
+    ///
+    /// # Errors
+    /// As [`Decoder::layer`], or an adapter that does not fit the layer.
+    pub fn adapted_layer(
+        &self,
+        index: usize,
+        params: &[Tensor],
+        adapter: Option<&LayerAdapter<'_>>,
+        hidden_nh: &Tensor,
+        layout: &Layout,
+    ) -> Result<Tensor> {
         let layer = LayerParams::from_params(&self.config, params)?;
-        self.packed_layer(index, &layer, hidden_nh, layout, |_, _| Ok(()))
+        self.packed_layer(index, &layer, adapter, hidden_nh, layout, |_, _| Ok(()))
     }
 
     /// One layer over a packed batch; `keep` sees the layer's rotated keys and its values,
@@ -105,6 +121,7 @@ impl Decoder {
         &self,
         index: usize,
         layer: &LayerParams,
+        adapter: Option<&LayerAdapter<'_>>,
         hidden_nh: &Tensor,
         layout: &Layout,
         keep: impl FnOnce(&Tensor, &Tensor) -> Result<()>,
@@ -115,10 +132,11 @@ impl Decoder {
                 self.config.num_hidden_layers
             ))
         })?;
-        let (q, k, v) = layer.qkv(&self.config, hidden_nh, &layout.cos_n1d, &layout.sin_n1d)?;
+        let (cos_n1d, sin_n1d) = (&layout.cos_n1d, &layout.sin_n1d);
+        let (q, k, v) = layer.qkv(&self.config, hidden_nh, cos_n1d, sin_n1d, adapter)?;
         keep(&k, &v)?;
         let attended = attention::packed(&q, &k, &v, layout, window)?;
-        layer.finish(&self.config, hidden_nh, &attended)
+        layer.finish(&self.config, hidden_nh, &attended, adapter)
     }
 
     /// The norm before the head. `head_params`: those of the head block.

@@ -72,7 +72,7 @@ impl Writer {
         kind: Kind,
         shard_bytes: u64,
     ) -> Result<Self> {
-        check_target(folder)?;
+        check_target(folder, "config.json", "a model folder")?;
         let dtype = dtype_name(kind).ok_or_else(|| {
             export_error(folder, format!("dtype {kind:?}; expected f32, bf16 or f16"))
         })?;
@@ -284,7 +284,7 @@ fn exported_config(config: &ModelConfig, head: &HeadSpec, dtype: &str) -> Value 
     Value::Object(raw)
 }
 
-fn dtype_name(kind: Kind) -> Option<&'static str> {
+pub(crate) fn dtype_name(kind: Kind) -> Option<&'static str> {
     match kind {
         Kind::Float => Some("float32"),
         Kind::BFloat16 => Some("bfloat16"),
@@ -301,19 +301,20 @@ fn safetensors_dtype(kind: Kind) -> &'static str {
     }
 }
 
-/// An existing target may only be replaced if it is empty or a model folder.
-fn check_target(folder: &Path) -> Result<()> {
+/// An existing target may only be replaced if it is empty or holds `marker`, the file by which
+/// a folder of this kind is known.
+pub(crate) fn check_target(folder: &Path, marker: &str, kind: &str) -> Result<()> {
     if !folder.exists() {
         return Ok(());
     }
     let mut entries = fs::read_dir(folder).map_err(|e| io_error("read", folder, e))?;
-    if entries.next().is_none() || folder.join("config.json").is_file() {
+    if entries.next().is_none() || folder.join(marker).is_file() {
         return Ok(());
     }
-    Err(export_error(folder, "exists and is not a model folder; name another".to_owned()))
+    Err(export_error(folder, format!("exists and is not {kind}; name another")))
 }
 
-fn temporary_beside(folder: &Path) -> Result<PathBuf> {
+pub(crate) fn temporary_beside(folder: &Path) -> Result<PathBuf> {
     let name = folder
         .file_name()
         .and_then(|name| name.to_str())
@@ -332,7 +333,7 @@ fn copy_companions(source: &Path, directory: &Path) -> Result<()> {
     Ok(())
 }
 
-fn write_synced(path: &Path, bytes: &[u8]) -> Result<()> {
+pub(crate) fn write_synced(path: &Path, bytes: &[u8]) -> Result<()> {
     let write = || {
         let file = File::create(path)?;
         file.write_all_at(bytes, 0)?;
@@ -341,13 +342,13 @@ fn write_synced(path: &Path, bytes: &[u8]) -> Result<()> {
     write().map_err(|e| io_error("write", path, e))
 }
 
-fn sync_folder(path: &Path) -> Result<()> {
+pub(crate) fn sync_folder(path: &Path) -> Result<()> {
     File::open(path).and_then(|folder| folder.sync_all()).map_err(|e| io_error("sync", path, e))
 }
 
 /// Renames `temporary` to `target`; an earlier folder there is moved aside first and removed
 /// once the new one is in place.
-fn put_in_place(temporary: &Path, target: &Path) -> Result<()> {
+pub(crate) fn put_in_place(temporary: &Path, target: &Path) -> Result<()> {
     let old = temporary.with_extension("old.tmp");
     let replaced = target.exists();
     if replaced {
@@ -369,10 +370,10 @@ fn put_in_place(temporary: &Path, target: &Path) -> Result<()> {
     Ok(())
 }
 
-fn io_error(action: &'static str, path: &Path, source: std::io::Error) -> ModelError {
+pub(crate) fn io_error(action: &'static str, path: &Path, source: std::io::Error) -> ModelError {
     ModelError::Io { action, path: path.to_owned(), source }
 }
 
-fn export_error(path: &Path, reason: String) -> ModelError {
+pub(crate) fn export_error(path: &Path, reason: String) -> ModelError {
     ModelError::Export { path: path.to_owned(), reason }
 }

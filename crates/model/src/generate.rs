@@ -86,7 +86,7 @@ impl Decoder {
         let config = self.config();
         let mut hidden_bh = self.embed(first_block(weights)?, &step.ids_b)?;
         for (index, layer) in weights.layers().iter().enumerate() {
-            let (q, k, v) = layer.qkv(config, &hidden_bh, &step.cos_b1d, &step.sin_b1d)?;
+            let (q, k, v) = layer.qkv(config, &hidden_bh, &step.cos_b1d, &step.sin_b1d, None)?;
             cache.write(index, &step.at, &k, &v)?;
             let (k_all, v_all) = cache.layer(index)?;
             let (k_rld, v_rld) = (step.rows(k_all)?, step.rows(v_all)?);
@@ -96,7 +96,7 @@ impl Decoder {
                 _ => &step.mask_r1l,
             };
             let attended = attention::cached(&q, &k_rld, &v_rld, mask)?;
-            hidden_bh = layer.finish(config, &hidden_bh, &attended)?;
+            hidden_bh = layer.finish(config, &hidden_bh, &attended, None)?;
         }
         self.final_norm(weights.head_params(), &hidden_bh)
     }
@@ -121,7 +121,7 @@ impl Decoder {
         let mut hidden_nh = self.embed(first_block(weights)?, &packed.input_ids)?;
         for (index, layer) in weights.layers().iter().enumerate() {
             let keep = |k: &Tensor, v: &Tensor| keep(index, k, v);
-            hidden_nh = self.packed_layer(index, layer, &hidden_nh, &layout, keep)?;
+            hidden_nh = self.packed_layer(index, layer, None, &hidden_nh, &layout, keep)?;
         }
         self.final_norm(weights.head_params(), &hidden_nh)
     }

@@ -6,6 +6,7 @@ use tch::{Kind, Tensor};
 
 use crate::config::ModelConfig;
 use crate::error::{ModelError, Result};
+use crate::lora::{LayerAdapter, LoraTarget};
 use crate::rope;
 
 /// A layer's parameters, with query, key and value projections fused in one matrix.
@@ -84,10 +85,14 @@ impl LayerParams {
         hidden_nh: &Tensor,
         cos_n1d: &Tensor,
         sin_n1d: &Tensor,
+        adapter: Option<&LayerAdapter<'_>>,
     ) -> Result<(Tensor, Tensor, Tensor)> {
         let (q_heads, kv_heads) = (config.num_attention_heads, config.num_key_value_heads);
         let x_nh = rms_norm(hidden_nh, &self.input_norm, config.rms_norm_eps)?;
-        let qkv = x_nh.f_linear(&self.qkv_weight, self.qkv_bias.as_ref())?;
+        let mut qkv = x_nh.f_linear(&self.qkv_weight, self.qkv_bias.as_ref())?;
+        if let Some(delta) = adapter.map(|a| qkv_delta(a, config, &x_nh)).transpose()?.flatten() {
+            qkv = qkv.f_add(&delta)?;
+        }
         let qkv = qkv.f_view([-1, q_heads + 2 * kv_heads, config.head_dim])?;
         let qk = match &self.qk_norm {
             None => qkv.f_narrow(1, 0, q_heads + kv_heads)?,
@@ -112,15 +117,47 @@ impl LayerParams {
         config: &ModelConfig,
         hidden_nh: &Tensor,
         attended: &Tensor,
+        adapter: Option<&LayerAdapter<'_>>,
     ) -> Result<Tensor> {
-        let hidden = hidden_nh.f_add(&attended.f_linear(&self.o_weight, self.o_bias.as_ref())?)?;
+        let linear = |x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, target| {
+            let y = x.f_linear(weight, bias)?;
+            match adapter.map(|adapter| adapter.delta(target, x)).transpose()?.flatten() {
+                Some(delta) => Ok::<_, ModelError>(y.f_add(&delta)?),
+                None => Ok(y),
+            }
+        };
+        let output = linear(attended, &self.o_weight, self.o_bias.as_ref(), LoraTarget::O)?;
+        let hidden = hidden_nh.f_add(&output)?;
         let x_nh = rms_norm(&hidden, &self.post_norm, config.rms_norm_eps)?;
         let biases = self.gate_up_bias.as_ref();
-        let gate = x_nh.f_linear(&self.gate_weight, biases.map(|(gate, _)| gate))?;
-        let up = x_nh.f_linear(&self.up_weight, biases.map(|(_, up)| up))?;
+        let (gate_bias, up_bias) = (biases.map(|(gate, _)| gate), biases.map(|(_, up)| up));
+        let gate = linear(&x_nh, &self.gate_weight, gate_bias, LoraTarget::Gate)?;
+        let up = linear(&x_nh, &self.up_weight, up_bias, LoraTarget::Up)?;
         let gated = gate.f_silu()?.f_mul(&up)?;
-        Ok(hidden.f_add(&gated.f_linear(&self.down_weight, self.down_bias.as_ref())?)?)
+        let down = linear(&gated, &self.down_weight, self.down_bias.as_ref(), LoraTarget::Down)?;
+        Ok(hidden.f_add(&down)?)
     }
+}
+
+/// What an adapter adds to the fused projection, or nothing where it adapts none of the three.
+fn qkv_delta(
+    adapter: &LayerAdapter<'_>,
+    config: &ModelConfig,
+    x_nh: &Tensor,
+) -> Result<Option<Tensor>> {
+    let widths = [config.q_width(), config.kv_width(), config.kv_width()];
+    let mut parts = Vec::with_capacity(3);
+    let mut adapted = false;
+    for (target, width) in [LoraTarget::Q, LoraTarget::K, LoraTarget::V].into_iter().zip(widths) {
+        parts.push(match adapter.delta(target, x_nh)? {
+            Some(delta) => {
+                adapted = true;
+                delta
+            }
+            None => x_nh.f_new_zeros([x_nh.size()[0], width], (x_nh.kind(), x_nh.device()))?,
+        });
+    }
+    Ok(if adapted { Some(Tensor::f_cat(&parts, 1)?) } else { None })
 }
 
 /// RMS norm over the last dimension, computed in f32 and rounded to the input's dtype before

@@ -13,6 +13,8 @@
 //!   [`Decoder::score`] are the forward pass, differentiable in parameters and inputs.
 //! - [`Weights`], [`KvCache`], [`Decoder::prefill`] and [`Decoder::decode`] generate.
 //! - [`export::Writer`] writes a folder that transformers loads.
+//! - [`LoraConfig`] and [`LayerAdapter`] put low-rank adapters beside a layer's matrices; [`peft`]
+//!   reads and writes them.
 //! - [`Tokenizer`] and [`ChatTemplate`] turn conversations into ids and back.
 //! - [`import::import`] reads GGUF and llama2.c files; [`hub::resolve`] finds or fetches a model.
 //!
@@ -34,7 +36,9 @@ pub mod init;
 mod json_file;
 mod kv_cache;
 mod layer;
+pub mod lora;
 mod packed;
+pub mod peft;
 mod resident;
 mod rope;
 mod score_head;
@@ -46,8 +50,9 @@ pub use chat_template::ChatTemplate;
 pub use config::{Architecture, ModelConfig};
 pub use decoder::Decoder;
 pub use error::ModelError;
-pub use init::{random_blocks, score_head as new_score_head};
+pub use init::{derive_seed, random_blocks, score_head as new_score_head};
 pub use kv_cache::KvCache;
+pub use lora::{LayerAdapter, LoraConfig, LoraTarget};
 pub use packed::{Layout, Packed, Tree};
 pub use resident::{MissingHead, Weights};
 pub use rope::{Rope, RopeScaling};

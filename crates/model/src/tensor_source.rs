@@ -74,6 +74,17 @@ impl TensorSource {
         Ok(source)
     }
 
+    /// Opens one safetensors file, whatever its name.
+    ///
+    /// # Errors
+    /// If the file is missing or truncated, or its header is malformed.
+    pub(crate) fn open_file(path: &Path) -> Result<Self> {
+        let folder = path.parent().unwrap_or(Path::new("")).to_owned();
+        let mut source = Self { folder, files: Vec::new(), entries: BTreeMap::new() };
+        source.add_file(path.to_owned())?;
+        Ok(source)
+    }
+
     /// The folder this was opened from.
     pub fn folder(&self) -> &Path {
         &self.folder

@@ -1,6 +1,7 @@
 //! Whole-engine tests on tiny models: against plain autograd over the whole model, over world
 //! sizes, cuts and memory settings, and through disk.
 
+mod adapters;
 mod checkpoints;
 mod policy;
 mod publication;

@@ -80,7 +80,13 @@ pub(super) fn adamw() -> AdamWSettings {
 }
 
 pub(super) fn plan(settings: EngineSettings) -> LoadPlan {
-    LoadPlan { head: HeadSpec::CausalLm, head_seed: 0, settings, optimizer: Some(adamw()) }
+    LoadPlan {
+        head: HeadSpec::CausalLm,
+        head_seed: 0,
+        settings,
+        optimizer: Some(adamw()),
+        lora: None,
+    }
 }
 
 /// Runs `work` on every rank of a group of threads; world size 1 runs without a group.

@@ -4,14 +4,14 @@
 use std::path::{Path, PathBuf};
 
 use plumb_collective::Collective;
-use plumb_model::{HeadSpec, Packed};
+use plumb_model::{HeadSpec, LoraConfig, LoraTarget, Packed};
 use serde::Deserialize;
 use tch::{Kind, Tensor};
 
 use super::support::{ranks, settings};
 use crate::head::{ChosenTokens, TokenGradients, TokenValues};
 use crate::micro_batch::Plan;
-use crate::{AdamWSettings, EngineSettings, LoadPlan, Precision, ShardedModel};
+use crate::{AdamWSettings, EngineSettings, LoadPlan, LoraPlan, Precision, ShardedModel};
 
 #[derive(Deserialize)]
 struct Curves {
@@ -42,6 +42,7 @@ struct Row {
 struct Cases {
     fp32: Curve,
     bf16: Curve,
+    lora: Curve,
 }
 
 #[derive(Deserialize)]
@@ -114,13 +115,19 @@ fn step(model: &mut ShardedModel, rows: &[Row], learning_rate: f64) -> (f64, f64
     (loss, model.optimizer_step_on(learning_rate).unwrap())
 }
 
-fn train(curves: &Curves, settings: EngineSettings, world_size: usize) -> Curve {
+fn train(
+    curves: &Curves,
+    settings: EngineSettings,
+    lora: Option<&LoraPlan>,
+    world_size: usize,
+) -> Curve {
     let run = |comm: Box<dyn Collective>| {
         let plan = LoadPlan {
             head: HeadSpec::CausalLm,
             head_seed: 0,
             settings: settings.clone(),
             optimizer: Some(curves.settings.adamw()),
+            lora: lora.cloned(),
         };
         let mut model = ShardedModel::load(&data().join("train-qwen2"), plan, comm).unwrap();
         let mut curve = Curve { losses: Vec::new(), grad_norms: Vec::new() };
@@ -151,9 +158,8 @@ fn assert_curve(got: &[f64], expected: &[f64], relative: f64, what: &str) -> f64
 /// Largest micro-batch of one round, and of about three.
 const BUDGETS_TOKENS: [usize; 2] = [1000, 48];
 
-#[test]
-fn fp32_steps_equal_pytorchs_however_the_model_and_the_batch_are_cut() {
-    let curves = curves();
+/// Every cut must give PyTorch's curve.
+fn assert_every_cut(curves: &Curves, expected: &Curve, lora: Option<&LoraPlan>, what: &str) {
     let mut worst: f64 = 0.0;
     for world_size in [1, 2, 4] {
         for (recompute, reshard_after_forward) in
@@ -167,17 +173,31 @@ fn fp32_steps_equal_pytorchs_however_the_model_and_the_batch_are_cut() {
                     ..settings()
                 };
                 let what = format!(
-                    "world size {world_size}, recompute {recompute}, reshard \
+                    "{what}, world size {world_size}, recompute {recompute}, reshard \
                      {reshard_after_forward}, {micro_batch_tokens} tokens"
                 );
-                let curve = train(&curves, settings, world_size);
-                let expected = &curves.cases.fp32;
+                let curve = train(curves, settings, lora, world_size);
                 worst = worst.max(assert_curve(&curve.losses, &expected.losses, 1e-5, &what));
                 assert_curve(&curve.grad_norms, &expected.grad_norms, 1e-4, &what);
             }
         }
     }
-    eprintln!("fp32, 20 steps, 24 cuts: largest relative error of a loss {worst:.2e}");
+    eprintln!("{what}, 20 steps, 24 cuts: largest relative error of a loss {worst:.2e}");
+}
+
+#[test]
+fn fp32_steps_equal_pytorchs_however_the_model_and_the_batch_are_cut() {
+    let curves = curves();
+    assert_every_cut(&curves, &curves.cases.fp32, None, "fp32");
+}
+
+#[test]
+fn lora_steps_equal_pytorchs_however_the_model_and_the_batch_are_cut() {
+    let curves = curves();
+    let config = LoraConfig::new(4, 8.0, 0.0, &LoraTarget::ALL).unwrap();
+    let folder = data().join("train-qwen2/adapter");
+    let lora = LoraPlan { config, seed: 0, folder: Some(folder) };
+    assert_every_cut(&curves, &curves.cases.lora, Some(&lora), "lora");
 }
 
 #[test]
@@ -185,7 +205,7 @@ fn bf16_steps_stay_within_a_hundredth_of_pytorchs() {
     let curves = curves();
     for world_size in [1, 2] {
         let settings = EngineSettings { compute: Precision::Bf16, ..settings() };
-        let curve = train(&curves, settings, world_size);
+        let curve = train(&curves, settings, None, world_size);
         let what = format!("bf16, world size {world_size}");
         let worst = assert_curve(&curve.losses, &curves.cases.bf16.losses, 1e-2, &what);
         eprintln!("{what}: largest relative error of a loss {worst:.2e}");
