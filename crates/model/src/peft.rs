@@ -232,7 +232,7 @@ impl AdapterDescription<'_> {
             "lora_dropout": self.config.dropout,
             "target_modules": targets,
             "layers_to_transform": self.layers,
-            "modules_to_save": self.score_head.then(|| [SCORE]),
+            "modules_to_save": self.score_head.then_some([SCORE]),
             "bias": "none",
             "fan_in_fan_out": false,
             "inference_mode": true,
