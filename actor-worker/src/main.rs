@@ -3,6 +3,7 @@
 
 mod advantage;
 mod convert;
+mod dialogue;
 mod folder;
 mod groups;
 mod loss;
@@ -10,6 +11,7 @@ mod role;
 mod samples;
 mod service;
 mod store;
+mod training;
 
 use std::path::PathBuf;
 use std::process::ExitCode;

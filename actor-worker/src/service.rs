@@ -6,14 +6,16 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use plumb_algo::kl::{Clamps, Kind as KlKind};
-use plumb_engine::{EngineError, FileDigest, ShardedModel, TextPair};
+use plumb_engine::{EngineError, FileDigest, ShardedModel};
 use plumb_proto::actor::actor_service_server::ActorService;
 use plumb_proto::actor::{
-    self, CheckpointFile, ExportRequest, ExportResponse, LoadCheckpointRequest,
-    LoadCheckpointResponse, LoadRequest, LoadResponse, LogProbsRequest, LogProbsResponse,
-    PairScore, PublishRequest, PublishResponse, SampleKl, SaveCheckpointRequest,
-    SaveCheckpointResponse, ScorePairsRequest, ScorePairsResponse, TrainPairsRequest,
-    TrainPairsResponse, UpdateRequest, UpdateResponse, WeightBucket,
+    AnswerLogProbsRequest, AnswerLogProbsResponse, CheckpointFile, EncodeRequest, EncodeResponse,
+    ExportRequest, ExportResponse, LoadCheckpointRequest, LoadCheckpointResponse, LoadRequest,
+    LoadResponse, LogProbsRequest, LogProbsResponse, MeasurePreferencesRequest,
+    MeasureTextsRequest, MetricsResponse, PublishRequest, PublishResponse, SampleKl,
+    SaveCheckpointRequest, SaveCheckpointResponse, ScorePairsRequest, ScorePairsResponse,
+    TrainPairsRequest, TrainPairsResponse, TrainPreferencesRequest, TrainTextsRequest,
+    UpdateRequest, UpdateResponse, WeightBucket,
 };
 use plumb_proto::object::{LogProbBatch, LogProbs};
 use plumb_proto::worker::CallContext;
@@ -22,6 +24,7 @@ use tonic::{Request, Response, Status};
 
 use crate::advantage::TokenAdvantages;
 use crate::convert::{self, invalid};
+use crate::dialogue::LoadedDialogues;
 use crate::groups::Groups;
 use crate::role::{ActorRole, status};
 use crate::samples;
@@ -34,6 +37,9 @@ pub(crate) struct ActorServer {
     updates: Idempotent<UpdateResponse>,
     pair_steps: Idempotent<TrainPairsResponse>,
     pair_scores: Idempotent<ScorePairsResponse>,
+    encodings: Idempotent<EncodeResponse>,
+    trainings: Idempotent<MetricsResponse>,
+    answer_log_probs: Idempotent<AnswerLogProbsResponse>,
     publications: Idempotent<PublishResponse>,
     saves: Idempotent<SaveCheckpointResponse>,
     restores: Idempotent<LoadCheckpointResponse>,
@@ -53,11 +59,19 @@ impl ActorServer {
             updates: context.idempotent(),
             pair_steps: context.idempotent(),
             pair_scores: context.idempotent(),
+            encodings: context.idempotent(),
+            trainings: context.idempotent(),
+            answer_log_probs: context.idempotent(),
             publications: context.idempotent(),
             saves: context.idempotent(),
             restores: context.idempotent(),
             exports: context.idempotent(),
-            worker: Arc::new(ActorCalls { context, device, groups }),
+            worker: Arc::new(ActorCalls {
+                context,
+                device,
+                groups,
+                dialogues: LoadedDialogues::default(),
+            }),
         }
     }
 }
@@ -108,6 +122,48 @@ impl ActorService for ActorServer {
         once!(self, pair_scores, request, score_pairs)
     }
 
+    async fn encode(
+        &self,
+        request: Request<EncodeRequest>,
+    ) -> Result<Response<EncodeResponse>, Status> {
+        once!(self, encodings, request, encode)
+    }
+
+    async fn train_texts(
+        &self,
+        request: Request<TrainTextsRequest>,
+    ) -> Result<Response<MetricsResponse>, Status> {
+        once!(self, trainings, request, train_texts)
+    }
+
+    async fn measure_texts(
+        &self,
+        request: Request<MeasureTextsRequest>,
+    ) -> Result<Response<MetricsResponse>, Status> {
+        once!(self, trainings, request, measure_texts)
+    }
+
+    async fn answer_log_probs(
+        &self,
+        request: Request<AnswerLogProbsRequest>,
+    ) -> Result<Response<AnswerLogProbsResponse>, Status> {
+        once!(self, answer_log_probs, request, answer_log_probs)
+    }
+
+    async fn train_preferences(
+        &self,
+        request: Request<TrainPreferencesRequest>,
+    ) -> Result<Response<MetricsResponse>, Status> {
+        once!(self, trainings, request, train_preferences)
+    }
+
+    async fn measure_preferences(
+        &self,
+        request: Request<MeasurePreferencesRequest>,
+    ) -> Result<Response<MetricsResponse>, Status> {
+        once!(self, trainings, request, measure_preferences)
+    }
+
     async fn publish(
         &self,
         request: Request<PublishRequest>,
@@ -137,16 +193,17 @@ impl ActorService for ActorServer {
     }
 }
 
-/// The bodies of the RPCs.
-struct ActorCalls {
+/// The bodies of the RPCs; those of supervised and preference training are in `training`.
+pub(crate) struct ActorCalls {
     context: WorkerContext,
     device: DeviceThread<ActorRole>,
     groups: Arc<Groups>,
+    pub(crate) dialogues: LoadedDialogues,
 }
 
 impl ActorCalls {
     /// Runs on the loaded model.
-    async fn on_model<R: Send + 'static>(
+    pub(crate) async fn on_model<R: Send + 'static>(
         &self,
         work: impl FnOnce(&mut ShardedModel) -> Result<R, EngineError> + Send + 'static,
     ) -> Result<R, Status> {
@@ -227,39 +284,6 @@ impl ActorCalls {
         Ok(UpdateResponse { metrics, policy_version })
     }
 
-    async fn train_pairs(
-        &self,
-        _: CallContext,
-        request: TrainPairsRequest,
-    ) -> Result<TrainPairsResponse, Status> {
-        let (rate, regularization) = (request.learning_rate, request.regularization);
-        let pairs = text_pairs(request.pairs);
-        let metrics = self
-            .on_model(move |model| plumb_engine::train_pairs(model, &pairs, rate, regularization))
-            .await?;
-        Ok(TrainPairsResponse { metrics: metrics.into_iter().collect() })
-    }
-
-    async fn score_pairs(
-        &self,
-        _: CallContext,
-        request: ScorePairsRequest,
-    ) -> Result<ScorePairsResponse, Status> {
-        let pairs = text_pairs(request.pairs);
-        let scores = self
-            .on_model(move |model| {
-                let rows = plumb_engine::score_pairs(model, &pairs)?;
-                let score = |row: plumb_engine::PairScores| PairScore {
-                    id: pairs[row.index].id.clone(),
-                    better: row.better,
-                    worse: row.worse,
-                };
-                Ok(rows.into_iter().map(score).collect())
-            })
-            .await?;
-        Ok(ScorePairsResponse { scores })
-    }
-
     async fn publish(
         &self,
         _: CallContext,
@@ -324,13 +348,4 @@ impl ActorCalls {
         let bytes = self.on_model(move |model| model.export(&folder, precision)).await?;
         Ok(ExportResponse { bytes })
     }
-}
-
-fn text_pairs(pairs: Vec<actor::TextPair>) -> Vec<TextPair> {
-    let convert = |pair: actor::TextPair| TextPair {
-        id: pair.id,
-        better_ids: pair.better_ids,
-        worse_ids: pair.worse_ids,
-    };
-    pairs.into_iter().map(convert).collect()
 }

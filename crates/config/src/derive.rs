@@ -110,9 +110,15 @@ pub fn memory(recipe: &Recipe, model: ModelShape) -> Vec<RoleMemory> {
         resident_bytes: model.parameters * width * classifiers,
         working_bytes: u64::from(recipe.reward.micro_batch_tokens) * model.hidden * 12 * width,
     };
-    let mut roles = vec![policy, rollout, reward];
+    let mut roles = vec![policy];
     if recipe.needs_reference() {
-        roles.insert(1, reference);
+        roles.push(reference);
+    }
+    if recipe.generates() {
+        roles.push(rollout);
+    }
+    if recipe.rewards() {
+        roles.push(reward);
     }
     roles
 }
@@ -142,14 +148,48 @@ impl Recipe {
 #[must_use]
 pub fn explain(recipe: &Recipe, model: Option<ModelShape>) -> String {
     use std::fmt::Write as _;
-    let s = step(recipe);
-    let a = &recipe.algorithm;
-    let ranks = recipe.groups.policy.world_size;
     let mut out = String::new();
     let names: Vec<String> =
         recipe.stage.iter().map(|s| format!("{} ({})", s.name(), s.kind())).collect();
     let _ = writeln!(out, "recipe {} (seed {})", recipe.name, recipe.seed);
     let _ = writeln!(out, "stages        {}", names.join(" -> "));
+    for stage in &recipe.stage {
+        if let Some(text) = training(stage) {
+            let _ = writeln!(out, "training      {}: {text}", stage.name());
+        }
+    }
+    if recipe.reinforces() {
+        explain_step(&mut out, recipe);
+    }
+    if let Some(model) = model {
+        let _ = writeln!(
+            out,
+            "model         {:.1} M parameters, {} layers, hidden {}",
+            model.parameters as f64 / 1e6,
+            model.layers,
+            model.hidden
+        );
+        for role in memory(recipe, model) {
+            let mib = |bytes: u64| bytes as f64 / f64::from(1u32 << 20);
+            let _ = writeln!(
+                out,
+                "memory        {:<10} {:>8.0} MiB resident + {:>8.0} MiB in {}",
+                role.role,
+                mib(role.resident_bytes),
+                mib(role.working_bytes),
+                role.phase
+            );
+        }
+    }
+    out
+}
+
+/// The arithmetic of one reinforcement step.
+fn explain_step(out: &mut String, recipe: &Recipe) {
+    use std::fmt::Write as _;
+    let s = step(recipe);
+    let a = &recipe.algorithm;
+    let ranks = recipe.groups.policy.world_size;
     let _ = writeln!(
         out,
         "samples       {} prompts x {} answers = {} a step; {} steps; {} samples in all",
@@ -178,27 +218,18 @@ pub fn explain(recipe: &Recipe, model: Option<ModelShape>) -> String {
         "generation    {} sequences on each of {} rollout processes, {} at a time",
         s.sequences_per_rollout, recipe.groups.rollout.world_size, recipe.rollout.max_sequences
     );
-    if let Some(model) = model {
-        let _ = writeln!(
-            out,
-            "model         {:.1} M parameters, {} layers, hidden {}",
-            model.parameters as f64 / 1e6,
-            model.layers,
-            model.hidden
-        );
-        for role in memory(recipe, model) {
-            let mib = |bytes: u64| bytes as f64 / f64::from(1u32 << 20);
-            let _ = writeln!(
-                out,
-                "memory        {:<10} {:>8.0} MiB resident + {:>8.0} MiB in {}",
-                role.role,
-                mib(role.resident_bytes),
-                mib(role.working_bytes),
-                role.phase
-            );
-        }
-    }
-    out
+}
+
+/// How a stage goes over its data set.
+fn training(stage: &Stage) -> Option<String> {
+    let (epochs, rows, what) = match stage {
+        Stage::Sft(s) => (s.epochs, s.dialogues_per_step, "dialogues"),
+        Stage::RewardModel(s) => (s.epochs, s.pairs_per_step, "pairs"),
+        Stage::CostModel(s) => (s.epochs, s.pairs_per_step, "pairs"),
+        Stage::Dpo(s) => (s.epochs, s.pairs_per_step, "pairs"),
+        _ => return None,
+    };
+    Some(format!("{epochs} epochs, {rows} {what} in an optimiser step"))
 }
 
 #[cfg(test)]

@@ -2,17 +2,18 @@
 
 use std::fmt::Write as _;
 
-const SOURCES: [&str; 6] = [
+const SOURCES: [&str; 7] = [
     include_str!("schema.rs"),
     include_str!("schema/model.rs"),
     include_str!("schema/algorithm.rs"),
     include_str!("schema/loss.rs"),
     include_str!("schema/reward.rs"),
     include_str!("schema/stage.rs"),
+    include_str!("schema/training.rs"),
 ];
 
 /// Tables in the order of the document: how they stand in a recipe, and their struct.
-const TABLES: [(&str, &str); 27] = [
+const TABLES: [(&str, &str); 30] = [
     ("(top level)", "Recipe"),
     ("[model]", "ModelConfig"),
     ("[data]", "DataConfig"),
@@ -33,7 +34,10 @@ const TABLES: [(&str, &str); 27] = [
     ("[[stage]] prepare", "PrepareStage"),
     ("[[stage]] sample", "SampleStage"),
     ("[[stage]] label", "LabelStage"),
+    ("[[stage]] sft", "SftStage"),
     ("[[stage]] reward_model", "RewardModelStage"),
+    ("[[stage]] cost_model", "CostModelStage"),
+    ("[[stage]] dpo", "DpoStage"),
     ("[stage.head]", "ScoreHeadConfig"),
     ("[[stage]] grpo", "GrpoStage"),
     ("[[stage]] export", "ExportStage"),

@@ -6,6 +6,7 @@ mod loss;
 mod model;
 mod reward;
 mod stage;
+mod training;
 
 use std::collections::BTreeMap;
 
@@ -20,8 +21,11 @@ pub use model::{
 };
 pub use reward::{Component, ComponentKind, RewardConfig, ScoreInput, Transform};
 pub use stage::{
-    EvaluateStage, ExportStage, GrpoStage, LabelStage, Measure, PrepareStage, RewardModelStage,
-    SampleStage, ScoreHeadConfig, ScoreHeadKind, Stage,
+    EvaluateStage, ExportStage, GrpoStage, LabelStage, Measure, PrepareStage, SampleStage, Stage,
+};
+pub use training::{
+    CostModelStage, DpoStage, PreferenceLoss, RewardModelStage, ScoreHeadConfig, ScoreHeadKind,
+    SftStage,
 };
 
 /// A recipe: the whole of a run.
@@ -34,7 +38,8 @@ pub struct Recipe {
     pub seed: u64,
     /// The language model that is trained.
     pub model: ModelConfig,
-    /// Prompt files.
+    /// Prompt files, for stages that generate.
+    #[serde(default, skip_serializing_if = "is_default")]
     pub data: DataConfig,
     /// Worker groups: how many processes each role has.
     #[serde(default)]
@@ -45,14 +50,17 @@ pub struct Recipe {
     /// Limits of the generation engine.
     #[serde(default)]
     pub rollout: RolloutConfig,
-    /// How tokens are drawn during training.
+    /// How tokens are drawn during training, for stages that generate.
+    #[serde(default, skip_serializing_if = "is_default")]
     pub sampling: SamplingConfig,
-    /// The reinforcement learning algorithm.
+    /// The reinforcement learning algorithm, for a `grpo` stage.
+    #[serde(default, skip_serializing_if = "is_default")]
     pub algorithm: AlgorithmConfig,
     /// Rules with names: `rule = "NAME"` stands for `[rules.NAME]` wherever a rule may stand.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub rules: BTreeMap<String, toml::Table>,
-    /// What an answer is worth.
+    /// What an answer is worth, for `grpo` and `evaluate` stages.
+    #[serde(default, skip_serializing_if = "is_default")]
     pub reward: RewardConfig,
     /// Commits to disk.
     #[serde(default)]
@@ -66,14 +74,17 @@ pub struct Recipe {
 
 /// Prompt files: JSON lines with `id`, `label`, `messages` and, where there is one, `reference`.
 /// Relative paths are taken from the recipe's folder.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DataConfig {
     /// Prompts to train on.
+    #[serde(default)]
     pub train: String,
     /// Prompts that are only used to evaluate.
+    #[serde(default)]
     pub heldout: String,
-    /// System message put before every prompt that has none, in training and in evaluation.
+    /// System message put before every prompt, dialogue and pair that has none, in training and in
+    /// evaluation.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub system_prompt: Option<String>,
     /// How often a label is drawn, relative to the others; absent: as often as it stands in the
@@ -96,4 +107,30 @@ impl Default for CheckpointConfig {
     fn default() -> Self {
         Self { every_steps: 20, keep: 1 }
     }
+}
+
+impl Recipe {
+    /// Whether a stage answers prompts: then `[data]` and `[sampling]` are needed.
+    #[must_use]
+    pub fn generates(&self) -> bool {
+        let generates =
+            |s: &Stage| matches!(s, Stage::Sample(_) | Stage::Grpo(_) | Stage::Evaluate(_));
+        self.stage.iter().any(generates)
+    }
+
+    /// Whether a stage asks what answers are worth: then `[reward]` is needed.
+    #[must_use]
+    pub fn rewards(&self) -> bool {
+        self.stage.iter().any(|s| matches!(s, Stage::Grpo(_) | Stage::Evaluate(_)))
+    }
+
+    /// Whether a stage trains by reinforcement: then `[algorithm]` is needed.
+    #[must_use]
+    pub fn reinforces(&self) -> bool {
+        self.stage.iter().any(|s| matches!(s, Stage::Grpo(_)))
+    }
+}
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
 }

@@ -5,6 +5,7 @@ mod algorithm;
 mod loss;
 mod reward;
 mod stages;
+mod training;
 
 use std::path::Path;
 
@@ -34,12 +35,45 @@ impl Recipe {
     pub fn validate(&self) -> Vec<Contradiction> {
         let mut found = Findings::default();
         self.check_groups(&mut found);
-        self.check_sampling(&mut found);
-        self.check_algorithm(&mut found);
-        self.check_advantage(&mut found);
-        self.check_reward(&mut found);
+        self.check_sections(&mut found);
+        if self.generates() {
+            self.check_sampling(&mut found);
+        }
+        if self.reinforces() {
+            self.check_algorithm(&mut found);
+            self.check_advantage(&mut found);
+        }
+        if self.rewards() {
+            self.check_reward(&mut found);
+        }
         self.check_stages(&mut found);
         found.0
+    }
+
+    /// Tables that no stage would read.
+    fn check_sections(&self, found: &mut Findings) {
+        let generates = self.generates();
+        let given = !(self.data.train.is_empty() && self.data.heldout.is_empty());
+        found.require(
+            !generates || !(self.data.train.is_empty() || self.data.heldout.is_empty()),
+            "data",
+            "train or heldout is missing, and a stage answers prompts",
+            "give both files of prompts",
+        );
+        let idle = [
+            ("data", given || !self.data.label_weights.is_empty(), generates, "generates"),
+            ("sampling", self.sampling != Default::default(), generates, "generates"),
+            ("algorithm", self.algorithm != Default::default(), self.reinforces(), "is grpo"),
+            ("reward", self.reward != Default::default(), self.rewards(), "is grpo or evaluate"),
+        ];
+        for (key, given, used, what) in idle {
+            found.require(
+                used || !given,
+                key,
+                format!("no stage {what}, so nothing reads it"),
+                "remove it, or add the stage",
+            );
+        }
     }
 
     pub(crate) fn check(&self, path: &Path) -> Result<(), ConfigError> {

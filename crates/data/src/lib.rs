@@ -17,6 +17,7 @@ mod safety_dialogue;
 pub mod safety_row;
 mod sample_error;
 mod test_split;
+mod training_rows;
 
 pub use conversation::{PROMPT_ASSISTANT, PROMPT_BEGIN, format_prompt, split_prompt_response};
 pub use dataset_spec::{DatasetSpec, Proportion};
@@ -28,6 +29,10 @@ pub use raw_sample::{Input, RawSample, SafeFlags};
 pub use safety_dialogue::{DialogueError, SafetyDialogue};
 pub use sample_error::SampleError;
 pub use test_split::{NoTest, TestSplit};
+pub use training_rows::{
+    Dialogue, PreferencePair, parse_dialogues, parse_preference_pairs, read_dialogues,
+    read_preference_pairs,
+};
 
 #[cfg(test)]
 mod paper;

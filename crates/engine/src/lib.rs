@@ -11,7 +11,8 @@
 //! - `passes` is the loop over blocks; `flat` what a block's shard, gathered copy and gradient
 //!   are; [`head`] how log-probs come without `[N, V]`.
 //! - `adapters` are low-rank adapters beside frozen layers ([`LoraPlan`]).
-//! - [`reward_training`], [`log_probs()`], [`publish`], [`checkpoint`], `export` are what else a
+//! - [`supervised_training`], [`reward_training`], [`preference_training`], [`log_probs()`],
+//!   [`publish`], [`checkpoint`], `export` are what else a
 //!   worker asks of a model.
 //!
 //! Legend: N packed tokens, M response tokens, H hidden, V vocabulary, P elements of a block with
@@ -32,12 +33,14 @@ pub mod mismatch;
 mod optimizer;
 mod passes;
 pub mod policy_update;
+pub mod preference_training;
 pub mod publish;
 pub mod response_batch;
 pub mod reward_training;
 mod settings;
 mod shard_file;
 mod sharded_model;
+pub mod supervised_training;
 mod trained_runs;
 
 pub use adapters::LoraPlan;
@@ -46,11 +49,16 @@ pub use log_probs::{ResponseLogProbs, log_probs};
 pub use optimizer::AdamW;
 pub use passes::Trace;
 pub use policy_update::{Metrics, OldLogProbs, PolicySample, PolicyUpdate, update_policy};
+pub use preference_training::{
+    AnswerLogProbs, AnswerPair, PreferenceObjective, answer_log_probs, measure_preferences,
+    train_preferences,
+};
 pub use response_batch::ResponseSample;
-pub use reward_training::{PairScores, TextPair, score_pairs, train_pairs};
+pub use reward_training::{PairScores, ScoreLoss, TextPair, score_pairs, train_pairs};
 pub use settings::{AdamWSettings, EngineSettings, Precision};
 pub use shard_file::FileDigest;
 pub use sharded_model::{LoadPlan, ShardedModel};
+pub use supervised_training::{TargetText, measure_texts, train_texts};
 
 #[cfg(test)]
 mod tests;

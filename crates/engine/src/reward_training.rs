@@ -1,10 +1,12 @@
-//! Training a reward model on pairs of texts, and scoring texts with it.
+//! Training a reward or cost model on pairs of texts, and scoring texts with it.
 //!
-//! A text's score is the head's output at its last token, fp32. The loss is Bradley-Terry on
-//! pairs ([`plumb_loss::preference::pairwise`]), normalised by the number of pairs of the whole
-//! batch, so that it does not depend on the cut into micro-batches and ranks.
+//! A text's score is the head's output at its last token, fp32. The loss of a reward model is
+//! Bradley-Terry on pairs ([`plumb_loss::preference::pairwise`]); that of a cost model ranks the
+//! other way round (the worse text costs more) and asks for each cost's sign besides
+//! ([`plumb_loss::preference::cost`]). Both are normalised by the number of pairs of the whole
+//! batch, so that they do not depend on the cut into micro-batches and ranks.
 
-use plumb_loss::preference::{Pairwise, PairwiseTerms, pairwise};
+use plumb_loss::preference::{Cost, Pairwise, SafetyLabels, cost, pairwise};
 use plumb_model::{HeadSpec, Packed, Tree};
 use tch::{Tensor, no_grad_guard};
 
@@ -25,6 +27,23 @@ pub struct TextPair {
     pub better_ids: Vec<u32>,
     /// Token ids of the worse text, at least one.
     pub worse_ids: Vec<u32>,
+    /// Whether the better and the worse text are safe, for a cost model's sign terms.
+    pub safe: Option<[bool; 2]>,
+}
+
+/// What a score head learns of pairs.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum ScoreLoss {
+    /// A reward: the better text scores higher.
+    Reward(Pairwise),
+    /// A cost: the worse text scores higher, and safe texts score below 0, unsafe ones above.
+    Cost(Cost),
+}
+
+impl ScoreLoss {
+    fn needs_safety(&self) -> bool {
+        matches!(self, Self::Cost(cost) if cost.sign_terms)
+    }
 }
 
 impl TextPair {
@@ -63,9 +82,51 @@ struct PairBatch {
     /// Last token of each text, `[2P]`: the better one of each pair, then the worse one.
     ends: Tensor,
     pairs: i64,
+    /// Of the better and of the worse texts.
+    safe: [Vec<bool>; 2],
+}
+
+/// What one micro-batch adds to the figures.
+struct ScoreTerms {
+    loss: Tensor,
+    correct_pairs: f64,
+    correct_signs: f64,
+    margin_sum: f64,
 }
 
 impl PairBatch {
+    /// The loss of scores `[P]` of the better and worse texts.
+    fn terms(
+        &self,
+        loss: &ScoreLoss,
+        better_p: &Tensor,
+        worse_p: &Tensor,
+        all_pairs: usize,
+    ) -> Result<ScoreTerms> {
+        match loss {
+            ScoreLoss::Reward(spec) => {
+                let terms = pairwise(spec, better_p, worse_p, all_pairs)?;
+                Ok(ScoreTerms {
+                    loss: terms.loss,
+                    correct_pairs: terms.correct_pairs as f64,
+                    correct_signs: 0.0,
+                    margin_sum: terms.margin_sum,
+                })
+            }
+            ScoreLoss::Cost(spec) => {
+                let labels = SafetyLabels { safer: &self.safe[0], unsafer: &self.safe[1] };
+                let terms = cost(spec, better_p, worse_p, labels, all_pairs)?;
+                let margin = (worse_p - better_p).detach().sum(tch::Kind::Double);
+                Ok(ScoreTerms {
+                    loss: terms.loss,
+                    correct_pairs: terms.correct_pairs as f64,
+                    correct_signs: terms.correct_signs as f64,
+                    margin_sum: margin.double_value(&[]),
+                })
+            }
+        }
+    }
+
     fn new(pairs: &[&TextPair], model: &ShardedModel) -> Result<Self> {
         let branches: Vec<[&[u32]; 2]> = pairs
             .iter()
@@ -85,7 +146,11 @@ impl PairBatch {
             trees.push(EMPTY_ROUND);
         }
         let packed = Packed::trees(&trees)?.to_device(model.settings().device);
-        Ok(Self { ends: packed.last_indices(), packed, pairs: pairs.len() as i64 })
+        let safe = [0, 1].map(|text| {
+            // Without sign terms the labels only fill a count that is not reported.
+            pairs.iter().map(|pair| pair.safe.is_some_and(|safe| safe[text])).collect()
+        });
+        Ok(Self { ends: packed.last_indices(), packed, pairs: pairs.len() as i64, safe })
     }
 }
 
@@ -107,52 +172,61 @@ fn no_score_head() -> EngineError {
 
 /// One optimiser step on a batch of pairs. Every rank passes the same pairs in the same order.
 /// Returns `loss`, `accuracy` (share of pairs ranked right), `margin` (mean difference of
-/// scores), `grad_norm`, `pairs`, the same on every rank.
+/// scores, positive where they are ranked right), `grad_norm`, `pairs`, `learning_rate`, with
+/// sign terms `sign_accuracy` (share of texts whose cost has the right sign); the same on every
+/// rank.
 ///
 /// # Errors
-/// A model without score head or optimiser, texts that do not fit, a loss or gradient that is
-/// not finite (the step is not applied), a failed collective.
+/// A model without score head or optimiser, texts that do not fit or lack their safety labels, a
+/// loss or gradient that is not finite (the step is not applied), a failed collective.
 pub fn train_pairs(
     model: &mut ShardedModel,
     pairs: &[TextPair],
+    loss: &ScoreLoss,
     learning_rate: f64,
-    regularization: f64,
 ) -> Result<Metrics> {
-    let step = pairs_step(model, pairs, learning_rate, regularization);
+    let step = pairs_step(model, pairs, loss, learning_rate);
     let step = step.inspect_err(|_| model.discard_gradients());
     let (figures, grad_norm) = step.map_err(|error| error.at_step(model.optimizer_step()))?;
-    let [loss, correct, margin] = model.sum_over_ranks(figures)?;
+    let [loss_sum, correct, margin, signs] = model.sum_over_ranks(figures)?;
     let count = pairs.len() as f64;
-    let entries = [
-        ("loss", loss),
+    let mut entries = vec![
+        ("loss", loss_sum),
         ("accuracy", correct / count),
         ("margin", margin / count),
         ("grad_norm", grad_norm),
         ("pairs", count),
         ("learning_rate", learning_rate),
     ];
+    if loss.needs_safety() {
+        entries.push(("sign_accuracy", signs / (2.0 * count)));
+    }
     Ok(entries.into_iter().map(|(name, value)| (name.to_owned(), value)).collect())
 }
 
 fn pairs_step(
     model: &mut ShardedModel,
     pairs: &[TextPair],
+    loss: &ScoreLoss,
     learning_rate: f64,
-    regularization: f64,
-) -> Result<([f64; 3], f64)> {
+) -> Result<([f64; 4], f64)> {
     if pairs.is_empty() {
         return Err(EngineError::Unsuited("a batch without pairs has no loss".to_owned()));
     }
-    let spec = Pairwise { regularization };
+    if let Some(pair) = pairs.iter().find(|pair| loss.needs_safety() && pair.safe.is_none()) {
+        let problem = "it is not said which of its texts are safe".to_owned();
+        return Err(EngineError::Sample { id: pair.id.clone(), problem });
+    }
     let plan = plan(model, pairs)?;
-    let mut figures = [0.0; 3];
+    let mut figures = [0.0; 4];
     for indices in plan.rank(model.rank()) {
         let members: Vec<_> = indices.iter().map(|&index| &pairs[index]).collect();
         let batch = PairBatch::new(&members, model)?;
-        if let Some(terms) = train_on_pairs(model, &batch, &spec, pairs.len())? {
+        if let Some(terms) = train_on_pairs(model, &batch, loss, pairs.len())? {
             figures[0] += terms.loss.double_value(&[]);
-            figures[1] += terms.correct_pairs as f64;
+            figures[1] += terms.correct_pairs;
             figures[2] += terms.margin_sum;
+            figures[3] += terms.correct_signs;
         }
     }
     Ok((figures, model.optimizer_step_on(learning_rate)?))
@@ -171,9 +245,9 @@ fn plan(model: &ShardedModel, pairs: &[TextPair]) -> Result<Plan> {
 fn train_on_pairs(
     model: &mut ShardedModel,
     batch: &PairBatch,
-    spec: &Pairwise,
+    loss: &ScoreLoss,
     all_pairs: usize,
-) -> Result<Option<PairwiseTerms>> {
+) -> Result<Option<ScoreTerms>> {
     let trace = model.forward(&batch.packed)?;
     let head = model.head_index();
     let params = model.acquire(head, None)?;
@@ -186,7 +260,7 @@ fn train_on_pairs(
             let scores_b = model.scores(&inputs[1..], &inputs[0])?;
             let scores_p2 = scores_b.view([batch.pairs, 2]);
             let (better_p, worse_p) = (scores_p2.select(1, 0), scores_p2.select(1, 1));
-            Ok::<_, EngineError>(pairwise(spec, &better_p, &worse_p, all_pairs)?)
+            batch.terms(loss, &better_p, &worse_p, all_pairs)
         })?;
         let mut grads = Tensor::run_backward(&[&computed.loss], &inputs, false, false);
         let _guard = no_grad_guard();

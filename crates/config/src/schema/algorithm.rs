@@ -70,6 +70,30 @@ pub struct AlgorithmConfig {
     pub optimizer: OptimizerConfig,
 }
 
+impl Default for AlgorithmConfig {
+    /// Of a recipe without reinforcement learning: no steps.
+    fn default() -> Self {
+        Self {
+            advantage: Advantage::GroupNorm,
+            normalise_by_std: true,
+            advantage_epsilon: None,
+            gpg_norm: None,
+            cpgd_weight: None,
+            steps: 0,
+            prompts_per_step: 0,
+            samples_per_prompt: 0,
+            mini_batches: 1,
+            epochs: 1,
+            old_logps: OldLogps::default(),
+            gamma: unit(),
+            skip_equal_groups: false,
+            loss: LossConfig::default(),
+            kl: KlConfig::default(),
+            optimizer: OptimizerConfig::of(0.0),
+        }
+    }
+}
+
 /// Source of the old log-probs.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -165,6 +189,19 @@ pub enum Schedule {
 }
 
 impl OptimizerConfig {
+    /// This learning rate, and defaults.
+    fn of(learning_rate: f64) -> Self {
+        Self {
+            learning_rate,
+            betas: betas(),
+            eps: eps(),
+            weight_decay: 0.0,
+            max_grad_norm: unit(),
+            warmup_steps: 0,
+            schedule: Schedule::default(),
+        }
+    }
+
     /// Learning rate of step `step` (from 0) of `steps`, as HF's schedules have it, with the
     /// warm-up counted so that the first step already moves.
     #[must_use]

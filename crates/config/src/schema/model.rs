@@ -169,6 +169,13 @@ pub struct SamplingConfig {
     pub stop: Vec<String>,
 }
 
+impl Default for SamplingConfig {
+    /// Of a recipe that generates nothing: no tokens.
+    fn default() -> Self {
+        Self { max_new_tokens: 0, temperature: one(), top_p: one(), top_k: None, stop: Vec::new() }
+    }
+}
+
 fn one() -> f64 {
     1.0
 }

@@ -19,6 +19,17 @@ pub struct RewardConfig {
     pub micro_batch_tokens: u32,
 }
 
+impl Default for RewardConfig {
+    /// Of a recipe that rewards nothing.
+    fn default() -> Self {
+        Self {
+            component: Vec::new(),
+            mix: BTreeMap::new(),
+            micro_batch_tokens: micro_batch_tokens(),
+        }
+    }
+}
+
 /// One model or rule.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{OptimizerConfig, SamplingConfig};
+use super::{CostModelStage, DpoStage, RewardModelStage, SamplingConfig, SftStage};
 
 /// One stage. Its `kind` says which keys it has.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -14,8 +14,14 @@ pub enum Stage {
     Sample(SampleStage),
     /// Makes preference pairs out of samples by a rule.
     Label(LabelStage),
+    /// Fine-tunes the model on dialogues.
+    Sft(SftStage),
     /// Trains a reward model on pairs.
     RewardModel(RewardModelStage),
+    /// Trains a cost model on pairs.
+    CostModel(CostModelStage),
+    /// Trains the model on pairs of answers.
+    Dpo(DpoStage),
     /// Trains the policy.
     Grpo(GrpoStage),
     /// Writes the policy as a Hugging Face folder.
@@ -32,7 +38,10 @@ impl Stage {
             Self::Prepare(s) => &s.name,
             Self::Sample(s) => &s.name,
             Self::Label(s) => &s.name,
+            Self::Sft(s) => &s.name,
             Self::RewardModel(s) => &s.name,
+            Self::CostModel(s) => &s.name,
+            Self::Dpo(s) => &s.name,
             Self::Grpo(s) => &s.name,
             Self::Export(s) => &s.name,
             Self::Evaluate(s) => &s.name,
@@ -46,7 +55,10 @@ impl Stage {
             Self::Prepare(_) => "prepare",
             Self::Sample(_) => "sample",
             Self::Label(_) => "label",
+            Self::Sft(_) => "sft",
             Self::RewardModel(_) => "reward_model",
+            Self::CostModel(_) => "cost_model",
+            Self::Dpo(_) => "dpo",
             Self::Grpo(_) => "grpo",
             Self::Export(_) => "export",
             Self::Evaluate(_) => "evaluate",
@@ -101,71 +113,6 @@ pub struct LabelStage {
     pub pairs_per_prompt: usize,
     /// Share of prompts whose pairs are held out to measure accuracy, in [0, 1).
     pub heldout_share: f64,
-}
-
-/// `kind = "reward_model"`: trains a score head and its backbone on pairs.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct RewardModelStage {
-    /// Unique name; `stage:NAME` in a component names the model.
-    pub name: String,
-    /// The `label` stage that the pairs come from.
-    pub pairs: String,
-    /// The score head.
-    #[serde(default)]
-    pub head: ScoreHeadConfig,
-    /// Passes over the pairs.
-    pub epochs: u32,
-    /// Pairs in an optimiser step.
-    pub pairs_per_step: usize,
-    /// Layers, from the lowest, that stay as they are; the embedding then does too. 0: all train.
-    #[serde(default)]
-    pub frozen_layers: u32,
-    /// Coefficient of the squared scores in the loss.
-    #[serde(default)]
-    pub regularization: f64,
-    /// AdamW and its schedule.
-    pub optimizer: OptimizerConfig,
-    /// Held-out accuracy below which the stage fails.
-    #[serde(default)]
-    pub min_accuracy: f64,
-}
-
-/// The head that turns a hidden state into a score.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct ScoreHeadConfig {
-    /// `linear` or `mlp`.
-    pub kind: ScoreHeadKind,
-    /// Widths of an `mlp`'s hidden layers.
-    pub hidden_dims: Vec<u32>,
-}
-
-impl Default for ScoreHeadConfig {
-    fn default() -> Self {
-        Self { kind: ScoreHeadKind::Linear, hidden_dims: Vec::new() }
-    }
-}
-
-/// Shape of a score head.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum ScoreHeadKind {
-    /// One matrix.
-    Linear,
-    /// Hidden layers with leaky ReLU, then one matrix (UPS-RM).
-    Mlp,
-}
-
-impl ScoreHeadKind {
-    /// The name on the wire.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Linear => "linear",
-            Self::Mlp => "mlp",
-        }
-    }
 }
 
 /// `kind = "grpo"`: trains the policy as `[algorithm]` says.

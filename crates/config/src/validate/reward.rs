@@ -36,11 +36,13 @@ impl Recipe {
                 ),
             }
             if let Some(stage) = c.model.as_deref().and_then(|m| m.strip_prefix("stage:")) {
-                let trains = |s: &Stage| matches!(s, Stage::RewardModel(r) if r.name == stage);
+                let trains = |s: &Stage| {
+                    matches!(s, Stage::RewardModel(_) | Stage::CostModel(_)) && s.name() == stage
+                };
                 found.require(
                     self.stage.iter().any(trains),
                     &format!("{key}.model"),
-                    format!("no reward_model stage is named {stage:?}"),
+                    format!("no reward_model or cost_model stage is named {stage:?}"),
                     "add one, or name a folder",
                 );
             }

@@ -3,7 +3,6 @@
 use std::collections::BTreeSet;
 
 use super::Findings;
-use super::algorithm::optimizer;
 use crate::Recipe;
 use crate::schema::Stage;
 
@@ -58,34 +57,15 @@ impl Recipe {
                     "write at least 1",
                 );
             }
-            Stage::RewardModel(s) => {
-                found.require(
-                    earlier("label", &s.pairs),
-                    &format!("{key}.pairs"),
-                    format!("no earlier label stage is named {:?}", s.pairs),
-                    "name one that stands before this stage",
-                );
-                found.require(
-                    s.epochs >= 1 && s.pairs_per_step >= 1,
-                    &format!("{key}.epochs"),
-                    format!("{} epochs of {} pairs a step", s.epochs, s.pairs_per_step),
-                    "write at least 1 for both",
-                );
-                let mlp = s.head.kind == crate::ScoreHeadKind::Mlp;
-                found.require(
-                    mlp != s.head.hidden_dims.is_empty(),
-                    &format!("{key}.head.hidden_dims"),
-                    format!("{:?} with kind {:?}", s.head.hidden_dims, s.head.kind.as_str()),
-                    "give an mlp at least one width, a linear head none",
-                );
-                optimizer(&format!("{key}.optimizer"), &s.optimizer, found);
+            Stage::Sft(_) | Stage::RewardModel(_) | Stage::CostModel(_) | Stage::Dpo(_) => {
+                self.check_training(stage, key, before, found);
             }
             Stage::Grpo(_) => {
                 found.require(!has("grpo"), key, "a second grpo stage", "keep one");
                 for c in &self.reward.component {
                     if let Some(name) = c.model.as_deref().and_then(|m| m.strip_prefix("stage:")) {
                         found.require(
-                            earlier("reward_model", name),
+                            earlier("reward_model", name) || earlier("cost_model", name),
                             key,
                             format!("component {:?} needs stage {name:?} before it", c.name),
                             "move that stage up",

@@ -4,7 +4,9 @@
 mod adapters;
 mod checkpoints;
 mod policy;
+mod preferences;
 mod publication;
 mod rewards;
+mod supervised;
 mod support;
 mod training_curve;

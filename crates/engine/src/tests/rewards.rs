@@ -1,15 +1,16 @@
 //! Reward-model training against plain autograd, over cuts and world sizes.
 
-use plumb_loss::preference::{Pairwise, pairwise};
+use plumb_loss::preference::{Cost, Pairwise, SafetyLabels, cost, pairwise};
 use plumb_model::{HeadSpec, Packed, ScoreHead, new_score_head};
 use tch::Tensor;
 
 use super::support::*;
-use crate::{EngineSettings, LoadPlan, TextPair, score_pairs, train_pairs};
+use crate::{EngineSettings, LoadPlan, ScoreLoss, TextPair, score_pairs, train_pairs};
 
 const HEAD_SEED: u64 = 9;
 const LEARNING_RATE: f64 = 0.05;
-const REGULARIZATION: f64 = 0.01;
+const REWARD: ScoreLoss = ScoreLoss::Reward(Pairwise { regularization: 0.01 });
+const COST: ScoreLoss = ScoreLoss::Cost(Cost { regularization: 0.01, sign_terms: true });
 
 fn pairs() -> Vec<TextPair> {
     let text = |index: usize, length: usize| {
@@ -20,6 +21,7 @@ fn pairs() -> Vec<TextPair> {
         id: format!("pair-{index}"),
         better_ids: text(index, better),
         worse_ids: text(index + 50, worse),
+        safe: Some([index != 1, index % 2 == 0]),
     };
     lengths.iter().enumerate().map(pair).collect()
 }
@@ -37,10 +39,23 @@ fn plain_scores(tiny: &TinyModel, head: &ScoreHead, params: &[Vec<Tensor>], ids:
     tiny.decoder.score(head, block, &normed).unwrap()
 }
 
+fn plain_loss(loss: &ScoreLoss, better: &Tensor, worse: &Tensor) -> Tensor {
+    match loss {
+        ScoreLoss::Reward(spec) => pairwise(spec, better, worse, pairs().len()).unwrap().loss,
+        ScoreLoss::Cost(spec) => {
+            let safe = |text: usize| -> Vec<bool> {
+                pairs().iter().map(|pair| pair.safe.unwrap()[text]).collect()
+            };
+            let labels = SafetyLabels { safer: &safe(0), unsafer: &safe(1) };
+            cost(spec, better, worse, labels, pairs().len()).unwrap().loss
+        }
+    }
+}
+
 /// Two steps by plain autograd: loss of the second one, and the weights after it.
-fn plain(tiny: &TinyModel, head: &ScoreHead) -> (f64, Vec<f32>) {
-    let spec = HeadSpec::Score(head.clone());
-    let mut params = leaves(tiny, &spec);
+fn plain(tiny: &TinyModel, head: &ScoreHead, spec: &ScoreLoss) -> (f64, Vec<f32>) {
+    let head_spec = HeadSpec::Score(head.clone());
+    let mut params = leaves(tiny, &head_spec);
     let new = new_score_head(head, tiny.decoder.config().hidden_size, HEAD_SEED).unwrap();
     params.last_mut().unwrap().extend(new.into_iter().map(|param| param.set_requires_grad(true)));
     let (mut moments, mut last) = (Vec::new(), 0.0);
@@ -51,9 +66,7 @@ fn plain(tiny: &TinyModel, head: &ScoreHead) -> (f64, Vec<f32>) {
             Tensor::cat(&scores, 0)
         };
         let (better, worse) = (scores(|p| &p.better_ids), scores(|p| &p.worse_ids));
-        let terms =
-            pairwise(&Pairwise { regularization: REGULARIZATION }, &better, &worse, pairs().len());
-        let loss = terms.unwrap().loss;
+        let loss = plain_loss(spec, &better, &worse);
         last = loss.double_value(&[]);
         plain_step(&mut params, &loss, &mut moments, step, LEARNING_RATE);
     }
@@ -63,18 +76,19 @@ fn plain(tiny: &TinyModel, head: &ScoreHead) -> (f64, Vec<f32>) {
 #[test]
 fn training_equals_plain_autograd_at_every_cut_and_world_size() {
     let tiny = TinyModel::new(true, 21);
-    for head in [ScoreHead::Linear, ScoreHead::Mlp { hidden_dims: vec![12, 6] }] {
-        let (loss, expected) = plain(&tiny, &head);
+    let mlp = ScoreHead::Mlp { hidden_dims: vec![12, 6] };
+    for (head, spec) in [(ScoreHead::Linear, REWARD), (mlp, REWARD), (ScoreHead::Linear, COST)] {
+        let (loss, expected) = plain(&tiny, &head, &spec);
         for (world, budget) in [(1, 1000), (1, 16), (2, 1000), (2, 16), (4, 20)] {
             for recompute in [true, false] {
-                let what =
-                    format!("{head:?}, {world} ranks, {budget} tokens, recompute {recompute}");
+                let what = format!(
+                    "{head:?}, {spec:?}, {world} ranks, {budget} tokens, recompute {recompute}"
+                );
                 let settings =
                     EngineSettings { micro_batch_tokens: budget, recompute, ..settings() };
                 let outcome = ranks(world, |comm| {
                     let mut model = tiny.load(reward_plan(&head, settings.clone()), comm);
-                    let mut step =
-                        || train_pairs(&mut model, &pairs(), LEARNING_RATE, REGULARIZATION);
+                    let mut step = || train_pairs(&mut model, &pairs(), &spec, LEARNING_RATE);
                     step().unwrap();
                     let metrics = step().unwrap();
                     (metrics, weights(&model))
@@ -98,15 +112,21 @@ fn scores_cover_every_pair_and_agree_with_the_reported_accuracy() {
         let settings = EngineSettings { micro_batch_tokens: 16, ..settings() };
         let mut model = tiny.load(reward_plan(&ScoreHead::Linear, settings), comm);
         let scores = score_pairs(&mut model, &pairs()).unwrap();
-        (scores, train_pairs(&mut model, &pairs(), 0.0, 0.0).unwrap())
+        (scores, train_pairs(&mut model, &pairs(), &COST, 0.0).unwrap())
     });
     let mut scores: Vec<_> = shares.iter().flat_map(|(scores, _)| scores.clone()).collect();
     scores.sort_by_key(|row| row.index);
     assert!(scores.iter().map(|row| row.index).eq(0..pairs().len()));
-    let right = scores.iter().filter(|row| row.better > row.worse).count() as f64;
+    let right = scores.iter().filter(|row| row.worse > row.better).count() as f64;
     let metrics = &shares[0].1;
     assert_eq!(metrics["accuracy"], right / pairs().len() as f64);
-    let margin: f64 = scores.iter().map(|row| row.better - row.worse).sum();
+    let sign = |cost: f64, safe: bool| if safe { cost < 0.0 } else { cost > 0.0 };
+    let signs = scores.iter().zip(pairs()).map(|(row, pair)| {
+        let [better, worse] = pair.safe.unwrap();
+        usize::from(sign(row.better, better)) + usize::from(sign(row.worse, worse))
+    });
+    assert_eq!(metrics["sign_accuracy"], signs.sum::<usize>() as f64 / (2 * pairs().len()) as f64);
+    let margin: f64 = scores.iter().map(|row| row.worse - row.better).sum();
     assert!((metrics["margin"] - margin / pairs().len() as f64).abs() < 1e-6);
 }
 
@@ -115,11 +135,16 @@ fn a_language_model_and_an_empty_text_are_refused() {
     let tiny = TinyModel::new(true, 21);
     let solo = || Box::new(plumb_collective::solo());
     let mut language_model = tiny.load(plan(settings()), solo());
-    let error = train_pairs(&mut language_model, &pairs(), 0.1, 0.0).unwrap_err().to_string();
+    let error = train_pairs(&mut language_model, &pairs(), &REWARD, 0.1).unwrap_err().to_string();
     assert!(error.contains("score head"), "{error}");
     let mut model = tiny.load(reward_plan(&ScoreHead::Linear, settings()), solo());
     let mut bad = pairs();
     bad[3].worse_ids.clear();
     let error = score_pairs(&mut model, &bad).unwrap_err().to_string();
     assert!(error.contains("pair-3") && error.contains("no token"), "{error}");
+    let mut unlabelled = pairs();
+    unlabelled[2].safe = None;
+    assert!(train_pairs(&mut model, &unlabelled, &REWARD, 0.0).is_ok());
+    let error = train_pairs(&mut model, &unlabelled, &COST, 0.0).unwrap_err().to_string();
+    assert!(error.contains("pair-2") && error.contains("safe"), "{error}");
 }

@@ -172,6 +172,20 @@ pub(super) fn plain_hidden(tiny: &TinyModel, params: &[Vec<Tensor>], packed: &Pa
     hidden_nh
 }
 
+/// log p of each token of a text but the first, given those before it, by plain autograd:
+/// `[T - 1]`.
+pub(super) fn plain_logps(tiny: &TinyModel, params: &[Vec<Tensor>], ids: &[u32]) -> Tensor {
+    let hidden = plain_hidden(tiny, params, &Packed::new(&[ids]).unwrap());
+    let head = params.last().unwrap();
+    let normed = tiny.decoder.final_norm(head, &hidden).unwrap();
+    let tied = tiny.decoder.config().tie_word_embeddings;
+    let weight = if tied { &params[0][0] } else { &head[1] };
+    let logp = tiny.decoder.logits(weight, &normed).unwrap().log_softmax(1, Kind::Float);
+    let targets: Vec<i64> = ids[1..].iter().map(|&id| i64::from(id)).collect();
+    let predicting = logp.narrow(0, 0, targets.len() as i64);
+    predicting.gather(1, &Tensor::from_slice(&targets).unsqueeze(1), false).squeeze_dim(1)
+}
+
 /// One clipped AdamW step on leaves, by the textbook; returns the norm before clipping.
 /// `moments` holds both moments per parameter and grows on first use.
 pub(super) fn plain_step(

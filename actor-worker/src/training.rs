@@ -1,0 +1,238 @@
+//! The RPCs of supervised and preference training, and those that prepare their data.
+
+use std::path::PathBuf;
+
+use plumb_domain::ChatMessage;
+use plumb_engine::{AnswerLogProbs, AnswerPair, Metrics, PreferenceObjective, ScoreLoss};
+use plumb_engine::{PairScores, TargetText, TextPair};
+use plumb_loss::preference::{Cost, Pairwise};
+use plumb_proto::actor::{
+    self, AnswerLogProbsRequest, AnswerLogProbsResponse, EncodeRequest, EncodeResponse,
+    MeasurePreferencesRequest, MeasureTextsRequest, MetricsResponse, PairScore, PairValues,
+    PreferenceLossSpec, ScorePairsRequest, ScorePairsResponse, TokenSpan, TrainPairsRequest,
+    TrainPairsResponse, TrainPreferencesRequest, TrainTextsRequest,
+};
+use plumb_proto::worker::CallContext;
+use tonic::Status;
+
+use crate::convert::invalid;
+use crate::service::ActorCalls;
+
+impl ActorCalls {
+    pub(crate) async fn encode(
+        &self,
+        _: CallContext,
+        request: EncodeRequest,
+    ) -> Result<EncodeResponse, Status> {
+        let loaded = self.dialogues.clone();
+        let encode = move || {
+            let dialogues = loaded.of(&PathBuf::from(request.model_path))?;
+            let texts = request.dialogues.into_iter().map(|dialogue| {
+                let message = |m: actor::Message| ChatMessage { role: m.role, content: m.content };
+                let messages: Vec<_> = dialogue.messages.into_iter().map(message).collect();
+                let (ids, targets) = dialogues.encode(&dialogue.id, &messages)?;
+                let span = |range: std::ops::Range<usize>| TokenSpan {
+                    first: range.start as u32,
+                    end: range.end as u32,
+                };
+                let targets = targets.into_iter().map(span).collect();
+                Ok(actor::TargetText { id: dialogue.id, ids, targets })
+            });
+            texts.collect::<Result<Vec<_>, crate::dialogue::DialogueError>>()
+        };
+        let texts = tokio::task::spawn_blocking(encode)
+            .await
+            .map_err(|error| Status::internal(format!("encoding dialogues: {error}")))?
+            .map_err(|error| Status::invalid_argument(plumb_runtime::chain(&error)))?;
+        Ok(EncodeResponse { texts })
+    }
+
+    pub(crate) async fn train_texts(
+        &self,
+        _: CallContext,
+        request: TrainTextsRequest,
+    ) -> Result<MetricsResponse, Status> {
+        let (texts, rate) = (target_texts(request.texts), request.learning_rate);
+        let train = move |model: &mut _| plumb_engine::train_texts(model, &texts, rate);
+        Ok(response(self.on_model(train).await?))
+    }
+
+    pub(crate) async fn measure_texts(
+        &self,
+        _: CallContext,
+        request: MeasureTextsRequest,
+    ) -> Result<MetricsResponse, Status> {
+        let texts = target_texts(request.texts);
+        let measure = move |model: &mut _| plumb_engine::measure_texts(model, &texts);
+        Ok(response(self.on_model(measure).await?))
+    }
+
+    pub(crate) async fn answer_log_probs(
+        &self,
+        _: CallContext,
+        request: AnswerLogProbsRequest,
+    ) -> Result<AnswerLogProbsResponse, Status> {
+        let pairs = answer_pairs(request.pairs);
+        let rows = self
+            .on_model(move |model| {
+                let rows = plumb_engine::answer_log_probs(model, &pairs)?;
+                let row = |(index, logps): (usize, AnswerLogProbs)| actor::AnswerLogProbs {
+                    id: pairs[index].id.clone(),
+                    logps: Some(PairValues { better: logps.better, worse: logps.worse }),
+                };
+                Ok(rows.into_iter().map(row).collect())
+            })
+            .await?;
+        Ok(AnswerLogProbsResponse { rows })
+    }
+
+    pub(crate) async fn train_preferences(
+        &self,
+        _: CallContext,
+        request: TrainPreferencesRequest,
+    ) -> Result<MetricsResponse, Status> {
+        let objective = preference_objective(request.loss.as_ref())?;
+        let (pairs, rate) = (answer_pairs(request.pairs), request.learning_rate);
+        let train =
+            move |model: &mut _| plumb_engine::train_preferences(model, &pairs, &objective, rate);
+        Ok(response(self.on_model(train).await?))
+    }
+
+    pub(crate) async fn measure_preferences(
+        &self,
+        _: CallContext,
+        request: MeasurePreferencesRequest,
+    ) -> Result<MetricsResponse, Status> {
+        let objective = preference_objective(request.loss.as_ref())?;
+        let pairs = answer_pairs(request.pairs);
+        let measure =
+            move |model: &mut _| plumb_engine::measure_preferences(model, &pairs, &objective);
+        Ok(response(self.on_model(measure).await?))
+    }
+
+    pub(crate) async fn train_pairs(
+        &self,
+        _: CallContext,
+        request: TrainPairsRequest,
+    ) -> Result<TrainPairsResponse, Status> {
+        let (loss, rate) = (score_loss(&request)?, request.learning_rate);
+        let pairs = text_pairs(request.pairs);
+        let train = move |model: &mut _| plumb_engine::train_pairs(model, &pairs, &loss, rate);
+        let metrics = self.on_model(train).await?;
+        Ok(TrainPairsResponse { metrics: metrics.into_iter().collect() })
+    }
+
+    pub(crate) async fn score_pairs(
+        &self,
+        _: CallContext,
+        request: ScorePairsRequest,
+    ) -> Result<ScorePairsResponse, Status> {
+        let pairs = text_pairs(request.pairs);
+        let scores = self
+            .on_model(move |model| {
+                let rows = plumb_engine::score_pairs(model, &pairs)?;
+                let score = |row: PairScores| PairScore {
+                    id: pairs[row.index].id.clone(),
+                    better: row.better,
+                    worse: row.worse,
+                };
+                Ok(rows.into_iter().map(score).collect())
+            })
+            .await?;
+        Ok(ScorePairsResponse { scores })
+    }
+}
+
+fn response(metrics: Metrics) -> MetricsResponse {
+    MetricsResponse { metrics: metrics.into_iter().collect() }
+}
+
+fn target_texts(texts: Vec<actor::TargetText>) -> Vec<TargetText> {
+    let range = |span: TokenSpan| span.first as usize..span.end as usize;
+    let convert = |text: actor::TargetText| TargetText {
+        id: text.id,
+        ids: text.ids,
+        targets: text.targets.into_iter().map(range).collect(),
+    };
+    texts.into_iter().map(convert).collect()
+}
+
+fn answer_pairs(pairs: Vec<actor::AnswerPair>) -> Vec<AnswerPair> {
+    let convert = |pair: actor::AnswerPair| AnswerPair {
+        id: pair.id,
+        prompt_ids: pair.prompt_ids,
+        better_ids: pair.better_ids,
+        worse_ids: pair.worse_ids,
+        reference: pair
+            .reference
+            .map(|logps| AnswerLogProbs { better: logps.better, worse: logps.worse }),
+    };
+    pairs.into_iter().map(convert).collect()
+}
+
+fn text_pairs(pairs: Vec<actor::TextPair>) -> Vec<TextPair> {
+    let convert = |pair: actor::TextPair| TextPair {
+        id: pair.id,
+        better_ids: pair.better_ids,
+        worse_ids: pair.worse_ids,
+        safe: pair.safe.map(|safe| [safe.better, safe.worse]),
+    };
+    pairs.into_iter().map(convert).collect()
+}
+
+#[allow(clippy::result_large_err)]
+fn preference_objective(spec: Option<&PreferenceLossSpec>) -> Result<PreferenceObjective, Status> {
+    let spec = spec.ok_or_else(|| invalid("loss", "is missing"))?;
+    let PreferenceLossSpec { beta, label_smoothing, margin, .. } = *spec;
+    match spec.kind.as_str() {
+        "dpo" => Ok(PreferenceObjective::Dpo { beta, label_smoothing, margin }),
+        "ipo" => Ok(PreferenceObjective::Ipo { beta }),
+        "simpo" => Ok(PreferenceObjective::SimPo { beta, margin }),
+        other => Err(invalid("loss.kind", format!("{other:?}; expected dpo, ipo or simpo"))),
+    }
+}
+
+#[allow(clippy::result_large_err)]
+fn score_loss(request: &TrainPairsRequest) -> Result<ScoreLoss, Status> {
+    let regularization = request.regularization;
+    match request.loss.as_str() {
+        "reward" => Ok(ScoreLoss::Reward(Pairwise { regularization })),
+        "cost" => Ok(ScoreLoss::Cost(Cost { regularization, sign_terms: request.sign_terms })),
+        other => Err(invalid("loss", format!("{other:?}; expected reward or cost"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn losses_keep_their_settings_and_wrong_names_are_told() {
+        let spec = |kind: &str| PreferenceLossSpec {
+            kind: kind.into(),
+            beta: 0.2,
+            label_smoothing: 0.1,
+            margin: 0.5,
+        };
+        let objective = |kind: &str| preference_objective(Some(&spec(kind)));
+        assert_eq!(
+            objective("dpo").unwrap(),
+            PreferenceObjective::Dpo { beta: 0.2, label_smoothing: 0.1, margin: 0.5 }
+        );
+        assert_eq!(objective("ipo").unwrap(), PreferenceObjective::Ipo { beta: 0.2 });
+        let simpo = PreferenceObjective::SimPo { beta: 0.2, margin: 0.5 };
+        assert_eq!(objective("simpo").unwrap(), simpo);
+        assert!(objective("orpo").unwrap_err().message().contains("orpo"));
+        let request = |loss: &str| TrainPairsRequest {
+            loss: loss.into(),
+            regularization: 0.1,
+            sign_terms: true,
+            ..TrainPairsRequest::default()
+        };
+        let cost = Cost { regularization: 0.1, sign_terms: true };
+        assert_eq!(score_loss(&request("cost")).unwrap(), ScoreLoss::Cost(cost));
+        let reward = Pairwise { regularization: 0.1 };
+        assert_eq!(score_loss(&request("reward")).unwrap(), ScoreLoss::Reward(reward));
+        assert!(score_loss(&request("")).unwrap_err().message().contains("reward or cost"));
+    }
+}

@@ -1,0 +1,205 @@
+//! Contradictions in stages that train on a data set.
+
+use super::Findings;
+use super::algorithm::optimizer;
+use crate::schema::{
+    CostModelStage, DpoStage, OptimizerConfig, PreferenceLoss, RewardModelStage, ScoreHeadConfig,
+    SftStage, Stage,
+};
+use crate::{Recipe, ScoreHeadKind};
+
+/// Where a stage's pairs come from.
+struct Pairs<'a> {
+    stage: Option<&'a str>,
+    train: Option<&'a str>,
+    heldout: Option<&'a str>,
+}
+
+impl Recipe {
+    pub(super) fn check_training(
+        &self,
+        stage: &Stage,
+        key: &str,
+        before: &[&Stage],
+        found: &mut Findings,
+    ) {
+        match stage {
+            Stage::Sft(s) => self.check_sft(s, key, before, found),
+            Stage::RewardModel(s) => self.check_reward_model(s, key, before, found),
+            Stage::CostModel(s) => self.check_cost_model(s, key, before, found),
+            Stage::Dpo(s) => self.check_dpo(s, key, before, found),
+            _ => {}
+        }
+    }
+
+    fn check_sft(&self, s: &SftStage, key: &str, before: &[&Stage], found: &mut Findings) {
+        self.check_max_tokens(s.max_tokens, key, found);
+        check_course(s.epochs, s.dialogues_per_step, "dialogues", key, found);
+        check_heldout(s.eval_every_steps > 0, s.heldout.as_deref(), key, found);
+        found.require(
+            s.max_loss.is_none() || s.heldout.is_some(),
+            &format!("{key}.max_loss"),
+            "there are no held-out dialogues to measure",
+            "give heldout, or leave max_loss out",
+        );
+        check_policy_is_free(key, before, found);
+        check_optimizer(&s.optimizer, key, found);
+    }
+
+    fn check_reward_model(
+        &self,
+        s: &RewardModelStage,
+        key: &str,
+        before: &[&Stage],
+        found: &mut Findings,
+    ) {
+        let pairs = Pairs {
+            stage: s.pairs.as_deref(),
+            train: s.train.as_deref(),
+            heldout: s.heldout.as_deref(),
+        };
+        check_pairs(&pairs, s.eval_every_steps > 0, key, before, found);
+        self.check_max_tokens(s.max_tokens, key, found);
+        check_course(s.epochs, s.pairs_per_step, "pairs", key, found);
+        check_head(&s.head, key, found);
+        check_optimizer(&s.optimizer, key, found);
+    }
+
+    fn check_cost_model(
+        &self,
+        s: &CostModelStage,
+        key: &str,
+        before: &[&Stage],
+        found: &mut Findings,
+    ) {
+        let pairs = Pairs {
+            stage: s.pairs.as_deref(),
+            train: s.train.as_deref(),
+            heldout: s.heldout.as_deref(),
+        };
+        check_pairs(&pairs, s.eval_every_steps > 0, key, before, found);
+        found.require(
+            s.pairs.is_none() || !s.sign_terms,
+            &format!("{key}.sign_terms"),
+            "a label stage does not say which answers are safe",
+            "write sign_terms = false, or take the pairs from a file",
+        );
+        self.check_max_tokens(s.max_tokens, key, found);
+        check_course(s.epochs, s.pairs_per_step, "pairs", key, found);
+        check_head(&s.head, key, found);
+        check_optimizer(&s.optimizer, key, found);
+    }
+
+    fn check_dpo(&self, s: &DpoStage, key: &str, before: &[&Stage], found: &mut Findings) {
+        let pairs = Pairs {
+            stage: s.pairs.as_deref(),
+            train: s.train.as_deref(),
+            heldout: s.heldout.as_deref(),
+        };
+        check_pairs(&pairs, s.eval_every_steps > 0, key, before, found);
+        self.check_max_tokens(s.max_tokens, key, found);
+        check_course(s.epochs, s.pairs_per_step, "pairs", key, found);
+        found.require(
+            s.beta.is_finite() && s.beta > 0.0,
+            &format!("{key}.beta"),
+            s.beta.to_string(),
+            "write a number > 0",
+        );
+        found.require(
+            s.margin.is_finite() && (s.margin == 0.0 || s.loss != PreferenceLoss::Ipo),
+            &format!("{key}.margin"),
+            format!("{} with loss = {:?}", s.margin, s.loss.as_str()),
+            "leave it out, or take loss = \"dpo\" or \"simpo\"",
+        );
+        found.require(
+            (0.0..0.5).contains(&s.label_smoothing)
+                && (s.label_smoothing == 0.0 || s.loss == PreferenceLoss::Dpo),
+            &format!("{key}.label_smoothing"),
+            format!("{} with loss = {:?}", s.label_smoothing, s.loss.as_str()),
+            "write a number in [0, 0.5), and 0 unless loss = \"dpo\"",
+        );
+        check_policy_is_free(key, before, found);
+        check_optimizer(&s.optimizer, key, found);
+    }
+
+    fn check_max_tokens(&self, max_tokens: Option<u32>, key: &str, found: &mut Findings) {
+        let budget = self.engine.micro_batch_tokens;
+        found.require(
+            max_tokens.is_none_or(|most| (2..=budget).contains(&most)),
+            &format!("{key}.max_tokens"),
+            format!("{} tokens", max_tokens.unwrap_or_default()),
+            &format!("write 2 to engine.micro_batch_tokens = {budget}"),
+        );
+    }
+}
+
+fn check_pairs(
+    pairs: &Pairs<'_>,
+    measures_often: bool,
+    key: &str,
+    before: &[&Stage],
+    found: &mut Findings,
+) {
+    found.require(
+        pairs.stage.is_some() != pairs.train.is_some(),
+        &format!("{key}.pairs"),
+        format!("pairs = {:?} and train = {:?}", pairs.stage, pairs.train),
+        "give exactly one of them",
+    );
+    found.require(
+        pairs.stage.is_none() || pairs.heldout.is_none(),
+        &format!("{key}.heldout"),
+        "a label stage holds pairs out by itself",
+        "leave it out, and set heldout_share of the label stage",
+    );
+    if let Some(name) = pairs.stage {
+        found.require(
+            before.iter().any(|s| s.kind() == "label" && s.name() == name),
+            &format!("{key}.pairs"),
+            format!("no earlier label stage is named {name:?}"),
+            "name one that stands before this stage",
+        );
+    } else {
+        check_heldout(measures_often, pairs.heldout, key, found);
+    }
+}
+
+fn check_heldout(measures_often: bool, heldout: Option<&str>, key: &str, found: &mut Findings) {
+    found.require(
+        !measures_often || heldout.is_some(),
+        &format!("{key}.eval_every_steps"),
+        "there are no held-out rows to measure",
+        "give heldout, or leave eval_every_steps out",
+    );
+}
+
+fn check_course(epochs: u32, rows: usize, what: &str, key: &str, found: &mut Findings) {
+    found.require(
+        epochs >= 1 && rows >= 1,
+        &format!("{key}.epochs"),
+        format!("{epochs} epochs of {rows} {what} a step"),
+        "write at least 1 for both",
+    );
+}
+
+fn check_head(head: &ScoreHeadConfig, key: &str, found: &mut Findings) {
+    found.require(
+        (head.kind == ScoreHeadKind::Mlp) != head.hidden_dims.is_empty(),
+        &format!("{key}.head.hidden_dims"),
+        format!("{:?} with kind {:?}", head.hidden_dims, head.kind.as_str()),
+        "give an mlp at least one width, a linear head none",
+    );
+}
+
+fn check_policy_is_free(key: &str, before: &[&Stage], found: &mut Findings) {
+    found.require(
+        !before.iter().any(|s| s.kind() == "grpo"),
+        key,
+        "the policy of the grpo stage before it would be lost",
+        "put it before grpo",
+    );
+}
+
+fn check_optimizer(config: &OptimizerConfig, key: &str, found: &mut Findings) {
+    optimizer(&format!("{key}.optimizer"), config, found);
+}
