@@ -1,6 +1,8 @@
 //! The stages of a recipe, one file each. A stage reads what earlier stages left in [`Outputs`],
 //! leaves its own, and returns its figures.
 
+mod course;
+mod dpo;
 mod draw;
 pub mod evaluate;
 mod export;
@@ -10,9 +12,11 @@ pub mod label;
 mod meter;
 mod model_source;
 pub mod prepare;
-mod reward_model;
 mod sample;
 mod sample_log;
+mod score_model;
+mod sft;
+pub mod training_data;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -24,6 +28,7 @@ use plumb_domain::Prompt;
 use crate::fleet::Fleet;
 use crate::fleet::policy::PolicyFleet;
 use crate::fleet::rewards::RewardFleet;
+use crate::fleet::trainer::Trainer;
 use crate::job::error::JobError;
 use crate::job::events::EventLog;
 use crate::job::folder::RunFolder;
@@ -77,6 +82,32 @@ pub struct Outputs {
     pub artefacts: BTreeMap<String, String>,
 }
 
+impl Outputs {
+    /// Later stages start from the model that this stage has left.
+    fn trained(&mut self, context: &StageContext, stage: &str) {
+        self.model = context.folder.model(stage);
+        self.artefacts.insert(stage.to_owned(), format!("models/{stage}"));
+    }
+}
+
+/// Writes a stage's model to `models/STAGE`; returns its `bytes`.
+async fn export_model(
+    context: &StageContext,
+    trainer: &Trainer,
+    stage: &str,
+) -> Result<Figures, JobError> {
+    let folder = context.folder.model(stage);
+    if let Some(parent) = folder.parent() {
+        std::fs::create_dir_all(parent).map_err(|source| JobError::Io {
+            what: "made",
+            path: parent.to_owned(),
+            source,
+        })?;
+    }
+    let bytes = trainer.export(&folder, context.recipe.model.dtype.as_str()).await?;
+    Ok([("bytes".to_owned(), bytes as f64)].into())
+}
+
 /// Runs one stage.
 ///
 /// # Errors
@@ -90,7 +121,10 @@ pub async fn run(
         Stage::Prepare(stage) => prepare::run(stage, context, outputs).await,
         Stage::Sample(stage) => sample::run(stage, context, outputs).await,
         Stage::Label(stage) => label::run(stage, context, outputs),
-        Stage::RewardModel(stage) => reward_model::run(stage, context, outputs).await,
+        Stage::Sft(stage) => sft::run(stage, context, outputs).await,
+        Stage::RewardModel(stage) => score_model::run_reward(stage, context, outputs).await,
+        Stage::CostModel(stage) => score_model::run_cost(stage, context, outputs).await,
+        Stage::Dpo(stage) => dpo::run(stage, context, outputs).await,
         Stage::Grpo(stage) => grpo::run(stage, context, outputs).await,
         Stage::Export(stage) => export::run(stage, context, outputs).await,
         Stage::Evaluate(stage) => evaluate::run(stage, context, outputs).await,

@@ -121,6 +121,8 @@ fn step_text(metrics: &HashMap<String, f64>, eta_secs: Option<f64>) -> String {
     take(metric::KL_PER_TOKEN, "kl");
     take("loss", "loss");
     take("accuracy", "accuracy");
+    take("heldout_loss", "held-out loss");
+    take("heldout_accuracy", "held-out accuracy");
     for name in [metric::TOKENS_PER_SECOND, metric::GENERATED_PER_SECOND] {
         if let Some(value) = metrics.get(name) {
             parts.push(format!("{value:.0} tokens/s"));

@@ -5,13 +5,14 @@ use std::collections::BTreeMap;
 
 use plumb_algo::rule::Rule;
 use plumb_config::LabelStage;
-use plumb_proto::actor::TextPair;
+use plumb_proto::actor::AnswerPair;
 use plumb_telemetry::JsonLines;
 use rand::SeedableRng as _;
 use rand::seq::SliceRandom as _;
 use rand_chacha::ChaCha8Rng;
 use serde::Serialize;
 
+use super::training_data::EncodedPair;
 use super::{Figures, Outputs, StageContext};
 use crate::job::error::JobError;
 use crate::ports::PlainSample;
@@ -20,9 +21,9 @@ use crate::ports::PlainSample;
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Pairs {
     /// To train on.
-    pub train: Vec<TextPair>,
+    pub train: Vec<EncodedPair>,
     /// Held out.
-    pub heldout: Vec<TextPair>,
+    pub heldout: Vec<EncodedPair>,
 }
 
 /// One line of `pairs/<stage>.jsonl`.
@@ -89,9 +90,14 @@ pub(super) fn run(
                 worse: &worse.sample.response,
                 worse_score: worse.score,
             })?;
-            let ids = |s: &PlainSample| [s.prompt_ids.as_slice(), &s.response_ids].concat();
-            let pair =
-                TextPair { id, better_ids: ids(better.sample), worse_ids: ids(worse.sample) };
+            let answers = AnswerPair {
+                id,
+                prompt_ids: better.sample.prompt_ids.clone(),
+                better_ids: better.sample.response_ids.clone(),
+                worse_ids: worse.sample.response_ids.clone(),
+                reference: None,
+            };
+            let pair = EncodedPair { answers, safe: None };
             if held { pairs.heldout.push(pair) } else { pairs.train.push(pair) }
         }
     }

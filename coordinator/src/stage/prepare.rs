@@ -39,8 +39,12 @@ pub(super) async fn run(
 /// The recipe key, what is wrong with what it names, and what would be right.
 pub async fn inputs(context: &StageContext) -> Result<Outputs, JobError> {
     let recipe = &context.recipe;
-    let train = prompts(context, "data.train", &recipe.data.train)?;
-    let heldout = prompts(context, "data.heldout", &recipe.data.heldout)?;
+    let (mut train, mut heldout) = (Vec::new(), Vec::new());
+    if recipe.generates() {
+        train = prompts(context, "data.train", &recipe.data.train)?;
+        heldout = prompts(context, "data.heldout", &recipe.data.heldout)?;
+    }
+    super::training_data::check(context)?;
     check_rules(recipe)?;
     check_labels(recipe, &train, &heldout)?;
     let model = check(context, "model.path", &recipe.model.path).await?;
@@ -98,7 +102,7 @@ fn check_labels(recipe: &Recipe, train: &[Prompt], heldout: &[Prompt]) -> Result
     let wrong = |what: String, problem: String, fix: &str| {
         Err(JobError::Input { what, problem, fix: fix.to_owned() })
     };
-    for label in train.union(&heldout) {
+    for label in train.union(&heldout).filter(|_| recipe.rewards()) {
         if !recipe.reward.mix.contains_key(label) {
             return wrong(
                 format!("label {label:?} of the prompts"),

@@ -17,7 +17,7 @@ pub use error::{ConfigError, Contradiction};
 pub use parse::Override;
 pub use plumb_domain::KlKind;
 pub use schema::{
-    Advantage, AlgorithmConfig, CheckpointConfig, Component, ComponentKind, CpgdWeight, DataConfig,
+    Advantage, CostModelStage, DpoStage, PreferenceLoss, SftStage, AlgorithmConfig, CheckpointConfig, Component, ComponentKind, CpgdWeight, DataConfig,
     Dtype, EngineConfig, EvaluateStage, ExportStage, GroupConfig, GroupsConfig, GrpoStage,
     ImportanceConfig, ImportanceKind, KlConfig, KlPlace, LabelStage, LossConfig, LossKind, Measure,
     ModelConfig, OldLogps, OptimizerConfig, PrepareStage, Recipe, RewardConfig, RewardModelStage,
@@ -33,7 +33,13 @@ mod recipes {
 
     #[test]
     fn the_recipes_of_the_repository_stand() {
-        for name in ["quickstart.toml", "tiny/tiny.toml"] {
+        for name in [
+            "quickstart.toml",
+            "tiny/tiny.toml",
+            "tiny/sft.toml",
+            "tiny/score_models.toml",
+            "tiny/dpo.toml",
+        ] {
             let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../recipes").join(name);
             Recipe::read(&path, &[]).unwrap_or_else(|error| panic!("{error}"));
         }

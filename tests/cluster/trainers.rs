@@ -1,0 +1,89 @@
+//! Stages that train on a data set, with real processes and real data: `plumb train` on the
+//! recipes of recipes/tiny. Each prints the held-out figures that it reached.
+//!
+//! The programs are those that `cargo build --workspace --bins` leaves beside the test's own.
+
+#![allow(missing_docs, clippy::unwrap_used, reason = "a test stops at the first surprise")]
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+fn plumb() -> Command {
+    let folder = Path::new(env!("CARGO_BIN_EXE_cluster-node")).parent().unwrap().to_owned();
+    for name in ["plumb", "actor-worker"] {
+        let path = folder.join(name);
+        assert!(path.is_file(), "{} is missing: cargo build --workspace --bins", path.display());
+    }
+    let mut command = Command::new(folder.join("plumb"));
+    command.env("OMP_NUM_THREADS", "1").env_remove("PLUMB_LOG");
+    command
+}
+
+fn recipe(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../recipes/tiny").join(name)
+}
+
+fn train(name: &str, run: &Path, set: &[&str]) -> Output {
+    let mut command = plumb();
+    command.arg("train").arg(recipe(name)).arg("--run-dir").arg(run);
+    for set in set {
+        command.arg("--set").arg(set);
+    }
+    command.output().unwrap()
+}
+
+fn text(output: &Output) -> String {
+    let part = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    part(&output.stdout) + &part(&output.stderr)
+}
+
+/// A finished run and its folder.
+struct Run {
+    folder: tempfile::TempDir,
+}
+
+impl Run {
+    fn new(name: &str, set: &[&str]) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let output = train(name, &folder.path().join("run"), set);
+        assert!(output.status.success(), "{name}: {}", text(&output));
+        Self { folder }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join("run").join(name)
+    }
+
+    /// A figure of a stage in `summary.json`.
+    fn figure(&self, stage: &str, name: &str) -> f64 {
+        let bytes = std::fs::read(self.path("summary.json")).unwrap();
+        let summary: serde_json::Value = serde_json::from_slice(&bytes).unwrap();
+        let figures = &summary["stages"][stage];
+        figures[name].as_f64().unwrap_or_else(|| panic!("no {name} among {figures}"))
+    }
+
+    /// A stage's lines of `metrics.jsonl`.
+    fn steps(&self, stage: &str) -> Vec<serde_json::Value> {
+        let lines = std::fs::read_to_string(self.path("metrics.jsonl")).unwrap();
+        let lines = lines.lines().map(|line| serde_json::from_str(line).unwrap());
+        lines.filter(|line: &serde_json::Value| line["stage"] == stage).collect()
+    }
+}
+
+#[test]
+fn sft_lowers_the_held_out_loss() {
+    let run = Run::new("sft.toml", &["stage.0.epochs=1"]);
+    let figure = |name: &str| run.figure("sft", name);
+    let (before, after) = (figure("heldout_loss_before"), figure("heldout_loss"));
+    eprintln!("sft on gsm8k: held-out loss {before:.3} -> {after:.3} nats a token");
+    assert!(after < before - 1.0, "{before} -> {after}");
+    assert_eq!((figure("steps"), figure("heldout_texts")), (20.0, 64.0));
+    let steps = run.steps("sft");
+    assert_eq!(steps.len(), 20);
+    assert!(steps.iter().all(|line| line["metrics"]["loss"].as_f64().unwrap() > 0.0), "{steps:?}");
+    let measured = steps.iter().filter(|line| line["metrics"]["heldout_loss"].is_number()).count();
+    assert_eq!(measured, 1, "at step 20");
+    for name in ["config.json", "model.safetensors", "tokenizer.json"] {
+        assert!(run.path("models/sft").join(name).is_file(), "{name} is missing");
+    }
+}
