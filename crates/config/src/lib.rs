@@ -17,12 +17,13 @@ pub use error::{ConfigError, Contradiction};
 pub use parse::Override;
 pub use plumb_domain::KlKind;
 pub use schema::{
-    Advantage, CostModelStage, DpoStage, PreferenceLoss, SftStage, AlgorithmConfig, CheckpointConfig, Component, ComponentKind, CpgdWeight, DataConfig,
-    Dtype, EngineConfig, EvaluateStage, ExportStage, GroupConfig, GroupsConfig, GrpoStage,
-    ImportanceConfig, ImportanceKind, KlConfig, KlPlace, LabelStage, LossConfig, LossKind, Measure,
-    ModelConfig, OldLogps, OptimizerConfig, PrepareStage, Recipe, RewardConfig, RewardModelStage,
-    RolloutConfig, SampleStage, SamplingConfig, Schedule, ScoreHeadConfig, ScoreHeadKind,
-    ScoreInput, Stage, Strategy, TimeoutConfig, Transform,
+    Advantage, AlgorithmConfig, CheckpointConfig, Component, ComponentKind, CostModelStage,
+    CpgdWeight, DataConfig, DpoStage, Dtype, EngineConfig, EvaluateStage, ExportStage, GroupConfig,
+    GroupsConfig, GrpoStage, ImportanceConfig, ImportanceKind, KlConfig, KlPlace, LabelStage,
+    LossConfig, LossKind, Measure, ModelConfig, OldLogps, OptimizerConfig, PreferenceLoss,
+    PrepareStage, Recipe, RewardConfig, RewardModelStage, RolloutConfig, SampleStage,
+    SamplingConfig, Schedule, ScoreHeadConfig, ScoreHeadKind, ScoreInput, SftStage, Stage,
+    Strategy, TimeoutConfig, Transform,
 };
 
 #[cfg(test)]
