@@ -39,6 +39,9 @@ pub struct Fleet {
     log_dir: PathBuf,
     cancel: CancellationToken,
     groups: Mutex<BTreeMap<Role, Arc<RoleGroup>>>,
+    /// How often each role's group was placed. Processes of a released group may still be ending
+    /// when the next one is placed, so that each placing has names of its own.
+    placings: std::sync::Mutex<BTreeMap<Role, u32>>,
 }
 
 impl Fleet {
@@ -52,7 +55,8 @@ impl Fleet {
         log_dir: PathBuf,
         cancel: CancellationToken,
     ) -> Self {
-        Self { cluster, job, prefix, recipe, log_dir, cancel, groups: Mutex::default() }
+        let (groups, placings) = Default::default();
+        Self { cluster, job, prefix, recipe, log_dir, cancel, groups, placings }
     }
 
     /// The cluster.
@@ -125,6 +129,17 @@ impl Fleet {
         }
     }
 
+    /// `<prefix><role>`, and from the second placing on `<prefix><role>.<n>`.
+    fn fresh_name(&self, role: Role) -> String {
+        let mut placings = self.placings.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let placing = placings.entry(role).or_default();
+        *placing += 1;
+        match *placing {
+            1 => format!("{}{role}", self.prefix),
+            n => format!("{}{role}.{n}", self.prefix),
+        }
+    }
+
     fn spec(&self, role: Role) -> GroupSpec {
         let config = self.config(role);
         let scope = match role {
@@ -133,7 +148,7 @@ impl Fleet {
         };
         let millis = |secs: f64| (secs * 1e3) as u64;
         GroupSpec {
-            name: format!("{}{role}", self.prefix),
+            name: self.fresh_name(role),
             role,
             world_size: config.world_size,
             bundle: Bundle {

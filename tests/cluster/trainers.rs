@@ -80,10 +80,47 @@ fn sft_lowers_the_held_out_loss() {
     assert_eq!((figure("steps"), figure("heldout_texts")), (20.0, 64.0));
     let steps = run.steps("sft");
     assert_eq!(steps.len(), 20);
-    assert!(steps.iter().all(|line| line["metrics"]["loss"].as_f64().unwrap() > 0.0), "{steps:?}");
-    let measured = steps.iter().filter(|line| line["metrics"]["heldout_loss"].is_number()).count();
+    assert!(steps.iter().all(|line| line["loss"].as_f64().unwrap() > 0.0), "{steps:?}");
+    let measured = steps.iter().filter(|line| line["heldout_loss"].is_number()).count();
     assert_eq!(measured, 1, "at step 20");
     for name in ["config.json", "model.safetensors", "tokenizer.json"] {
         assert!(run.path("models/sft").join(name).is_file(), "{name} is missing");
     }
+}
+
+#[test]
+fn reward_and_cost_models_rank_held_out_pairs_better_than_before() {
+    let run = Run::new("score_models.toml", &[]);
+    for (stage, sign) in [("reward", false), ("cost", true)] {
+        let figure = |name: &str| run.figure(stage, name);
+        let (before, after) = (figure("heldout_accuracy_before"), figure("heldout_accuracy"));
+        eprintln!("{stage} model: held-out accuracy {before:.3} -> {after:.3}");
+        assert!(after > before && after > 0.5, "{stage}: {before} -> {after}");
+        assert!(figure("heldout_margin") > 0.0);
+        if sign {
+            let (before, after) =
+                (figure("heldout_sign_accuracy_before"), figure("heldout_sign_accuracy"));
+            eprintln!("cost model: held-out sign accuracy {before:.3} -> {after:.3}");
+            assert!(after > 0.8 && after > before, "{before} -> {after}");
+        }
+        assert!(run.path("models").join(stage).join("config.json").is_file());
+    }
+    let bytes = std::fs::read(run.path("summary.json")).unwrap();
+    let summary: serde_json::Value = serde_json::from_slice(&bytes).unwrap();
+    assert_eq!(summary["restarts"], 0, "the second group is placed without a struggle");
+}
+
+#[test]
+fn dpo_prefers_held_out_answers_and_starts_from_its_own_reference() {
+    let run = Run::new("dpo.toml", &[]);
+    let figure = |name: &str| run.figure("dpo", name);
+    let (before, after) = (figure("heldout_loss_before"), figure("heldout_loss"));
+    let (accuracy, margin) = (figure("heldout_accuracy"), figure("heldout_margin"));
+    eprintln!(
+        "dpo on requests: held-out loss {before:.3} -> {after:.3}, accuracy {accuracy:.3}, margin \
+         {margin:.3}"
+    );
+    assert!((before - 2f64.ln()).abs() < 1e-3, "no log-ratio differs from 0 at first: {before}");
+    assert!(after < before && accuracy > 0.5 && margin > 0.0, "{after} {accuracy} {margin}");
+    assert!(run.path("models/dpo/tokenizer.json").is_file());
 }

@@ -214,12 +214,13 @@ impl RoleGroup {
         }
     }
 
-    /// A worker's role by its name, `<prefix><role>-<rank>`: a collective has members of several.
+    /// A worker's role by its name, `<prefix><role>-<rank>` or `<prefix><role>.<n>-<rank>`: a
+    /// collective has members of several.
     fn role_of(&self, worker: &str) -> Role {
         worker
             .strip_prefix(self.prefix.as_str())
             .and_then(|name| name.rsplit_once('-'))
-            .and_then(|(role, _)| role.parse().ok())
+            .and_then(|(group, _)| group.split('.').next()?.parse().ok())
             .unwrap_or(self.role)
     }
 }

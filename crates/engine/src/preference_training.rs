@@ -140,7 +140,10 @@ impl<'a> PairBatch<'a> {
     fn new(pairs: Vec<&'a AnswerPair>, model: &ShardedModel) -> Result<Self> {
         let device = model.settings().device;
         let samples: Vec<_> = pairs.iter().flat_map(|pair| pair.samples()).collect();
-        let batch = ResponseBatch::new(&samples, device)?;
+        let samples: Vec<_> = samples.iter().collect();
+        // One tree a pair, also where neighbours have the same prompt: attention costs the square
+        // of a tree's tokens.
+        let batch = ResponseBatch::of_groups(samples.chunks(2), device)?;
         let answers = batch.cu_responses.windows(2).enumerate();
         let answers = answers.flat_map(|(answer, bounds)| {
             std::iter::repeat_n(answer as i64, (bounds[1] - bounds[0]) as usize)

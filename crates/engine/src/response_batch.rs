@@ -111,10 +111,22 @@ impl ResponseBatch {
     ) -> Result<Self> {
         let samples = samples.into_iter().filter(|sample| !sample.response_ids.is_empty());
         let samples: Vec<_> = samples.collect();
+        Self::of_groups(samples.chunk_by(|a, b| a.prompt_ids == b.prompt_ids), device)
+    }
+
+    /// Packs groups of samples, each of one prompt and with responses that are not empty; each
+    /// group becomes one tree, within which attention costs the square of its tokens.
+    ///
+    /// # Errors
+    /// Token ids that the model refuses.
+    pub(crate) fn of_groups<'a: 'b, 'b>(
+        samples: impl IntoIterator<Item = &'b [&'a ResponseSample]>,
+        device: Device,
+    ) -> Result<Self> {
         let (mut rows, mut targets, mut cu_responses) = (Vec::new(), Vec::new(), vec![0]);
         let mut groups: Vec<(&[u32], Vec<&[u32]>)> = Vec::new();
         let mut first = 0;
-        for group in samples.chunk_by(|a, b| a.prompt_ids == b.prompt_ids) {
+        for group in samples {
             let prompt = &group[0].prompt_ids;
             let prompt_end = first + prompt.len() as i64;
             let mut branch = prompt_end;

@@ -203,3 +203,89 @@ fn check_policy_is_free(key: &str, before: &[&Stage], found: &mut Findings) {
 fn check_optimizer(config: &OptimizerConfig, key: &str, found: &mut Findings) {
     optimizer(&format!("{key}.optimizer"), config, found);
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use crate::Recipe;
+
+    const SFT: &str = r#"
+name = "sft"
+seed = 1
+[model]
+path = "model"
+dtype = "fp32"
+[[stage]]
+kind = "sft"
+name = "sft"
+train = "train.jsonl"
+heldout = "heldout.jsonl"
+epochs = 1
+dialogues_per_step = 4
+optimizer = { learning_rate = 1e-4 }
+[[stage]]
+kind = "dpo"
+name = "dpo"
+train = "pairs.jsonl"
+beta = 0.1
+epochs = 1
+pairs_per_step = 4
+optimizer = { learning_rate = 1e-4 }
+[[stage]]
+kind = "cost_model"
+name = "cost"
+train = "pairs.jsonl"
+epochs = 1
+pairs_per_step = 4
+optimizer = { learning_rate = 1e-4 }
+"#;
+
+    fn problems(set: &[&str]) -> String {
+        let overrides: Vec<crate::Override> = set.iter().map(|s| s.parse().unwrap()).collect();
+        match Recipe::from_toml(SFT, Path::new("r.toml"), &overrides) {
+            Ok(_) => String::new(),
+            Err(error) => error.to_string(),
+        }
+    }
+
+    #[test]
+    fn training_needs_neither_prompts_nor_rewards_and_reads_back_the_same() {
+        let recipe = Recipe::from_toml(SFT, Path::new("r.toml"), &[]).unwrap();
+        let text = recipe.to_toml().unwrap();
+        assert_eq!(Recipe::from_toml(&text, Path::new("r.toml"), &[]).unwrap(), recipe);
+        let explained = crate::derive::explain(&recipe, None);
+        assert!(explained.contains("sft: 1 epochs, 4 dialogues"), "{explained}");
+        assert!(!explained.contains("generation"), "{explained}");
+    }
+
+    #[test]
+    fn tables_that_nothing_reads_are_named() {
+        for (set, key) in [
+            ("data.train=p.jsonl", "data: no stage generates"),
+            ("sampling.max_new_tokens=8", "sampling: no stage generates"),
+            ("reward={ component = [], mix = { safety = {} } }", "reward: no stage is grpo"),
+        ] {
+            let text = problems(&[set]);
+            assert!(text.contains(key), "{set}: {text}");
+        }
+    }
+
+    #[test]
+    fn contradictions_of_training_stages_are_named() {
+        for (set, cause) in [
+            ("stage.0.max_tokens=99999", "stage[0].max_tokens: 99999 tokens"),
+            ("stage.0.epochs=0", "stage[0].epochs"),
+            ("stage.1.loss=ipo\u{0}stage.1.margin=0.5", "stage[1].margin"),
+            ("stage.1.loss=simpo\u{0}stage.1.label_smoothing=0.1", "stage[1].label_smoothing"),
+            ("stage.1.beta=0.0", "stage[1].beta"),
+            ("stage.1.pairs=label", "give exactly one of them"),
+            ("stage.1.eval_every_steps=3", "there are no held-out rows to measure"),
+            ("stage.2.head={ kind = \"mlp\", hidden_dims = [] }", "stage[2].head.hidden_dims"),
+        ] {
+            let set: Vec<&str> = set.split('\u{0}').collect();
+            let text = problems(&set);
+            assert!(text.contains(cause), "{set:?}: {text}");
+        }
+    }
+}
