@@ -41,6 +41,7 @@ pub mod rounding;
 pub mod rule;
 pub mod running_moments;
 pub mod statistics;
+mod threads;
 pub mod token_reward;
 pub mod turn;
 pub mod verdict;

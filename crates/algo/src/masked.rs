@@ -5,6 +5,7 @@
 use crate::AlgoError;
 use crate::error::{finite_within, same_length};
 use crate::real::Real;
+use crate::threads;
 
 /// Mean, variances and count of the masked-in entries, in one pass over memory.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -46,15 +47,21 @@ impl Moments {
         const F: &str = "Moments::of";
         same_length(F, "mask", values.len(), mask.len())?;
         crate::error::parameter(F, "epsilon", epsilon, epsilon >= 0.0, "at least 0")?;
-        let mut sums = Sums::default();
-        let processor = pulp::Arch::new();
-        for (block, (values, mask)) in values.chunks(BLOCK).zip(mask.chunks(BLOCK)).enumerate() {
-            let own = processor.dispatch(Block { values, mask, guess: sums.mean() });
-            if !own.sum.is_finite() {
-                finite_within(F, "values", block * BLOCK, values, mask)?;
+        let pieces = values.chunks(PIECE).zip(mask.chunks(PIECE)).enumerate();
+        let of = |(at, (values, mask))| Sums::of(at * PIECE, values, mask);
+        let sums = match threads::worth(values.len()) {
+            1 => pieces.map(of).try_fold(Sums::default(), |sums, own| Ok(sums.and(own?)))?,
+            threads => {
+                let each = values.len().div_ceil(PIECE).div_ceil(threads);
+                let sums_of = |first: usize| -> Vec<_> {
+                    pieces.clone().skip(first).take(each).map(of).collect()
+                };
+                let firsts = (0..values.len().div_ceil(PIECE)).step_by(each);
+                let pieces = threads::at_once(firsts, sums_of);
+                let mut pieces = pieces.into_iter().flatten();
+                pieces.try_fold(Sums::default(), |sums, own| Ok(sums.and(own?)))?
             }
-            sums = sums.and(own);
-        }
+        };
         let Some(own_mean) = sums.mean() else {
             return match epsilon > 0.0 {
                 true => Ok(Self { count: 0, mean: 0.0, population_variance: 0.0 }),
@@ -191,6 +198,10 @@ pub fn standardize<R: Real>(
     Ok(())
 }
 
+/// Entries that one thread sums up after another; pieces do not hang on how many threads there are,
+/// and so neither does the result.
+const PIECE: usize = threads::LEAST_ENTRIES;
+
 /// Entries whose sums are taken together: few enough to stay in the first-level cache.
 const BLOCK: usize = 2048;
 
@@ -211,6 +222,20 @@ struct Sums {
 const GOOD_GUESS: f64 = 1e-3;
 
 impl Sums {
+    /// Of entries the first of which is the `start`-th of all.
+    fn of<R: Real>(start: usize, values: &[R], mask: &[bool]) -> Result<Self, AlgoError> {
+        let mut sums = Self::default();
+        let processor = pulp::Arch::new();
+        for (block, (values, mask)) in values.chunks(BLOCK).zip(mask.chunks(BLOCK)).enumerate() {
+            let own = processor.dispatch(Block { values, mask, guess: sums.mean() });
+            if !own.sum.is_finite() {
+                finite_within("Moments::of", "values", start + block * BLOCK, values, mask)?;
+            }
+            sums = sums.and(own);
+        }
+        Ok(sums)
+    }
+
     fn mean(&self) -> Option<f64> {
         (self.count > 0).then(|| self.sum / self.count as f64)
     }
@@ -295,7 +320,14 @@ fn differences<R: Real>(values: &[R], mask: &[bool], guess: f64) -> (f64, f64) {
 
 /// `x <- (x - centre) * scale`.
 pub(crate) fn rescale<R: Real>(values: &mut [R], centre: f64, scale: f64) {
-    pulp::Arch::new().dispatch(Rescaled { values, centre, scale });
+    let rescale = |values| pulp::Arch::new().dispatch(Rescaled { values, centre, scale });
+    match threads::worth(values.len()) {
+        1 => rescale(values),
+        threads => {
+            let pieces = values.chunks_mut(values.len().div_ceil(threads));
+            threads::at_once(pieces, rescale);
+        }
+    }
 }
 
 struct Rescaled<'a, R> {

@@ -1,7 +1,7 @@
 //! Numbers that token arrays are made of.
 
 /// `f32` or `f64`. Sums are taken in `f64`, results are rounded once, on storing.
-pub trait Real: Copy + Into<f64> {
+pub trait Real: Copy + Into<f64> + Send + Sync {
     /// Rounds to this type.
     fn of(value: f64) -> Self;
 }

@@ -4,6 +4,9 @@ use crate::AlgoError;
 use crate::error::{finite_within, parameter, same_length, whole_rows};
 use crate::real::Real;
 use crate::recurrence::{Recurrence, STAGE};
+use crate::threads;
+
+const F: &str = "returns::discounted";
 
 /// `G_t = m_t r_t + gamma G_{t+1}`, backwards over one sample's tokens; written to `returns`.
 ///
@@ -36,25 +39,27 @@ pub fn discounted_rows<R: Real>(
     gamma: f64,
     returns: &mut [R],
 ) -> Result<(), AlgoError> {
-    const F: &str = "returns::discounted";
     let entries = rewards.len();
     same_length(F, "mask", entries, mask.len())?;
     same_length(F, "returns", entries, returns.len())?;
     parameter(F, "gamma", gamma, (0.0..=1.0).contains(&gamma), "in [0, 1]")?;
     whole_rows(F, tokens, entries)?;
-    let processor = pulp::Arch::new();
-    let inputs = rewards.chunks(tokens).zip(mask.chunks(tokens));
-    for (row, ((rewards, mask), returns)) in inputs.zip(returns.chunks_mut(tokens)).enumerate() {
-        let first = processor.dispatch(Row { rewards, mask, gamma, returns });
-        // Whatever is not finite reaches the first token: 0 times an infinity is NaN.
-        if !first.is_finite() {
-            let index = row * tokens;
-            finite_within(F, "rewards", index, rewards, mask)?;
-            let argument = "returns";
-            return Err(AlgoError::NonFinite { function: F, argument, index, value: first });
-        }
+    let threads = threads::worth(entries).min(entries / tokens);
+    if threads <= 1 {
+        return Rows { tokens, start: 0, rewards, mask, gamma, returns }.solve();
     }
-    Ok(())
+    let piece = (entries / tokens).div_ceil(threads) * tokens;
+    let inputs = rewards.chunks(piece).zip(mask.chunks(piece));
+    let pieces = inputs.zip(returns.chunks_mut(piece)).enumerate();
+    let pieces = pieces.map(|(at, ((rewards, mask), returns))| Rows {
+        tokens,
+        start: at * piece,
+        rewards,
+        mask,
+        gamma,
+        returns,
+    });
+    threads::at_once(pieces, Rows::solve).into_iter().collect()
 }
 
 /// `G_t = r_t + gamma m_{t+1} G_{t+1}`, backwards over one sample's tokens; written to `returns`.
@@ -86,6 +91,36 @@ pub fn restarting<R: Real>(
     Ok(())
 }
 
+/// Some rows of a batch, the first of which begins at its entry `start`.
+struct Rows<'a, R> {
+    tokens: usize,
+    start: usize,
+    rewards: &'a [R],
+    mask: &'a [bool],
+    gamma: f64,
+    returns: &'a mut [R],
+}
+
+impl<R: Real> Rows<'_, R> {
+    fn solve(self) -> Result<(), AlgoError> {
+        let Self { tokens, gamma, .. } = self;
+        let processor = pulp::Arch::new();
+        let inputs = self.rewards.chunks(tokens).zip(self.mask.chunks(tokens));
+        let rows = inputs.zip(self.returns.chunks_mut(tokens));
+        for (row, ((rewards, mask), returns)) in rows.enumerate() {
+            let first = processor.dispatch(Row { rewards, mask, gamma, returns });
+            // Whatever is not finite reaches the first token: 0 times an infinity is NaN.
+            if !first.is_finite() {
+                let index = self.start + row * tokens;
+                finite_within(F, "rewards", index, rewards, mask)?;
+                let argument = "returns";
+                return Err(AlgoError::NonFinite { function: F, argument, index, value: first });
+            }
+        }
+        Ok(())
+    }
+}
+
 /// One row, in the vector instructions that the processor has. Gives the first token's return.
 struct Row<'a, R> {
     rewards: &'a [R],
@@ -94,22 +129,27 @@ struct Row<'a, R> {
     returns: &'a mut [R],
 }
 
-impl<R: Real> pulp::NullaryFnOnce for Row<'_, R> {
+impl<R: Real> pulp::WithSimd for Row<'_, R> {
     type Output = f64;
 
     #[inline(always)]
-    fn call(self) -> f64 {
+    fn with_simd<S: pulp::Simd>(self, simd: S) -> f64 {
         let mut recurrence = Recurrence::of(self.gamma);
         let mut to_come = 0.0;
         let inputs = self.rewards.rchunks(STAGE).zip(self.mask.rchunks(STAGE));
         for ((rewards, mask), out) in inputs.zip(self.returns.rchunks_mut(STAGE)) {
+            if to_come == 0.0 && mask.iter().all(|keep| !keep) {
+                // Padding after the response.
+                out.fill(R::of(0.0));
+                continue;
+            }
             let tokens = rewards.len();
             for (d, (reward, keep)) in recurrence.d(tokens).iter_mut().zip(rewards.iter().zip(mask))
             {
                 let reward: f64 = (*reward).into();
                 *d = if *keep { reward } else { 0.0 };
             }
-            let sums = recurrence.solve(tokens, to_come);
+            let sums = recurrence.solve(simd, tokens, to_come);
             for (out, sum) in out.iter_mut().zip(sums) {
                 *out = R::of(*sum);
             }

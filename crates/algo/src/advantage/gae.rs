@@ -3,7 +3,10 @@
 use crate::AlgoError;
 use crate::error::{finite_within, parameter, same_length, whole_rows};
 use crate::real::Real;
-use crate::recurrence::{Recurrence, STAGE};
+use crate::recurrence::{Recurrence, STAGE, multiply_add};
+use crate::threads;
+
+const F: &str = "gae";
 
 /// Settings of GAE.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -67,7 +70,6 @@ pub fn gae_rows<R: Real>(
     advantages: &mut [R],
     returns: &mut [R],
 ) -> Result<(), AlgoError> {
-    const F: &str = "gae";
     let entries = rewards.len();
     same_length(F, "values", entries, values.len())?;
     same_length(F, "mask", entries, mask.len())?;
@@ -77,27 +79,56 @@ pub fn gae_rows<R: Real>(
     parameter(F, "gamma", gamma, (0.0..=1.0).contains(&gamma), "in [0, 1]")?;
     parameter(F, "lambda", lambda, (0.0..=1.0).contains(&lambda), "in [0, 1]")?;
     whole_rows(F, tokens, entries)?;
-    let processor = pulp::Arch::new();
-    let inputs = rewards.chunks(tokens).zip(values.chunks(tokens)).zip(mask.chunks(tokens));
-    let outputs = advantages.chunks_mut(tokens).zip(returns.chunks_mut(tokens));
-    for (row, (((rewards, values), mask), (advantages, returns))) in inputs.zip(outputs).enumerate()
-    {
-        let row_of = Row { spec, rewards, values, mask, advantages, returns };
-        let first = processor.dispatch(row_of);
-        // Whatever is not finite reaches the first token: 0 times an infinity is NaN.
-        if !first.is_finite() {
-            let start = row * tokens;
-            finite_within(F, "rewards", start, rewards, mask)?;
-            finite_within(F, "values", start, values, mask)?;
-            return Err(AlgoError::NonFinite {
-                function: F,
-                argument: "advantages",
-                index: start,
-                value: first,
-            });
-        }
+    let threads = threads::worth(entries).min(entries / tokens);
+    if threads <= 1 {
+        let all = Rows { spec, tokens, start: 0, rewards, values, mask, advantages, returns };
+        return all.solve();
     }
-    Ok(())
+    let piece = (entries / tokens).div_ceil(threads) * tokens;
+    let inputs = rewards.chunks(piece).zip(values.chunks(piece)).zip(mask.chunks(piece));
+    let outputs = advantages.chunks_mut(piece).zip(returns.chunks_mut(piece));
+    let pieces = inputs.zip(outputs).enumerate().map(|(at, inputs_and_outputs)| {
+        let (((rewards, values), mask), (advantages, returns)) = inputs_and_outputs;
+        Rows { spec, tokens, start: at * piece, rewards, values, mask, advantages, returns }
+    });
+    threads::at_once(pieces, Rows::solve).into_iter().collect()
+}
+
+/// Some rows of a batch, the first of which begins at its entry `start`.
+struct Rows<'a, R> {
+    spec: &'a Gae,
+    tokens: usize,
+    start: usize,
+    rewards: &'a [R],
+    values: &'a [R],
+    mask: &'a [bool],
+    advantages: &'a mut [R],
+    returns: &'a mut [R],
+}
+
+impl<R: Real> Rows<'_, R> {
+    fn solve(self) -> Result<(), AlgoError> {
+        let Self { spec, tokens, .. } = self;
+        let processor = pulp::Arch::new();
+        let inputs = self.rewards.chunks(tokens).zip(self.values.chunks(tokens));
+        let inputs = inputs.zip(self.mask.chunks(tokens));
+        let outputs = self.advantages.chunks_mut(tokens).zip(self.returns.chunks_mut(tokens));
+        for (row, (((rewards, values), mask), (advantages, returns))) in
+            inputs.zip(outputs).enumerate()
+        {
+            let own = Row { spec, rewards, values, mask, advantages, returns };
+            let first = processor.dispatch(own);
+            // Whatever is not finite reaches the first token: 0 times an infinity is NaN.
+            if !first.is_finite() {
+                let index = self.start + row * tokens;
+                finite_within(F, "rewards", index, rewards, mask)?;
+                finite_within(F, "values", index, values, mask)?;
+                let argument = "advantages";
+                return Err(AlgoError::NonFinite { function: F, argument, index, value: first });
+            }
+        }
+        Ok(())
+    }
 }
 
 /// One row, in the vector instructions that the processor has. Gives the first token's advantage.
@@ -110,20 +141,22 @@ struct Row<'a, R> {
     returns: &'a mut [R],
 }
 
-impl<R: Real> pulp::NullaryFnOnce for Row<'_, R> {
+impl<R: Real> pulp::WithSimd for Row<'_, R> {
     type Output = f64;
 
     #[inline(always)]
-    fn call(self) -> f64 {
+    fn with_simd<S: pulp::Simd>(self, simd: S) -> f64 {
         let mut sums = Backwards::of(self.spec);
         let inputs = self.rewards.rchunks(STAGE).zip(self.values.rchunks(STAGE));
         let outputs = self.advantages.rchunks_mut(STAGE).zip(self.returns.rchunks_mut(STAGE));
         for (((rewards, values), mask), (advantages, returns)) in
             inputs.zip(self.mask.rchunks(STAGE)).zip(outputs)
         {
-            let tokens = sums.gather(rewards, values, mask);
-            sums.solve(tokens);
-            sums.spread(values, mask, advantages, returns);
+            match sums.share(mask) {
+                Share::None => sums.carry(values, advantages, returns),
+                Share::Some => sums.gathered(simd, rewards, values, mask, advantages, returns),
+                Share::All => sums.dense(simd, rewards, values, mask, advantages, returns),
+            }
         }
         sums.running
     }
@@ -154,41 +187,102 @@ impl Backwards {
         Self { gamma, outside, recurrence, value, next_value: 0.0, running: 0.0 }
     }
 
-    /// How a block's tokens take part.
+    /// How some tokens take part.
     #[inline(always)]
     fn share(&self, mask: &[bool]) -> Share {
-        let kept = mask.iter().fold(0u8, |kept, keep| kept + u8::from(*keep));
         match self.outside {
-            Outside::Skip if kept == 0 => Share::None,
-            Outside::Skip if usize::from(kept) < mask.len() => Share::Some,
-            // With every token kept, or with those outside as 0, the two are one.
-            Outside::Skip | Outside::Zero => Share::All,
+            Outside::Skip => Share::of(mask),
+            Outside::Zero => Share::All,
         }
     }
 
-    /// Takes over rewards and values; returns how many tokens take part.
+    /// A stage that takes no part shows the advantage of the token after it.
+    #[inline(always)]
+    fn carry<R: Real>(&self, values: &[R], advantages: &mut [R], returns: &mut [R]) {
+        for ((a, g), v) in advantages.iter_mut().zip(returns).zip(values) {
+            *a = R::of(self.running);
+            *g = R::of(self.running + (*v).into());
+        }
+    }
+
+    /// A stage of which all tokens take part, those outside the mask as 0.
+    #[inline(always)]
+    fn dense<S: pulp::Simd, R: Real>(
+        &mut self,
+        simd: S,
+        rewards: &[R],
+        values: &[R],
+        mask: &[bool],
+        advantages: &mut [R],
+        returns: &mut [R],
+    ) {
+        let n = rewards.len();
+        let kept = |value: R, keep: bool| {
+            let value: f64 = value.into();
+            if keep { value } else { 0.0 }
+        };
+        let (values, mask) = (&values[..n], &mask[..n]);
+        let d = &mut self.recurrence.d(n)[..n];
+        for ((d, r), (v, keep)) in d.iter_mut().zip(rewards).zip(values.iter().zip(mask)) {
+            *d = kept(*r, *keep) - kept(*v, *keep);
+        }
+        for (d, (v, keep)) in d.iter_mut().zip(values[1..].iter().zip(&mask[1..])) {
+            *d = multiply_add::<S>(self.gamma, kept(*v, *keep), *d);
+        }
+        d[n - 1] += self.gamma * self.next_value;
+        let sums = self.recurrence.solve(simd, n, self.running);
+        let out = advantages.iter_mut().zip(returns).zip(values.iter().zip(mask));
+        for (((a, g), (v, keep)), sum) in out.zip(sums) {
+            *a = R::of(*sum);
+            *g = R::of(*sum + kept(*v, *keep));
+        }
+        self.running = sums[0];
+        self.next_value = kept(values[0], mask[0]);
+    }
+
+    /// A stage of which some tokens take part: they are gathered, solved, and spread again.
+    #[inline(always)]
+    fn gathered<S: pulp::Simd, R: Real>(
+        &mut self,
+        simd: S,
+        rewards: &[R],
+        values: &[R],
+        mask: &[bool],
+        advantages: &mut [R],
+        returns: &mut [R],
+    ) {
+        let n = self.gather(rewards, values, mask);
+        self.value[n] = self.next_value;
+        let value = &self.value[..=n];
+        for (t, d) in self.recurrence.d(n).iter_mut().enumerate() {
+            *d += multiply_add::<S>(self.gamma, value[t + 1], -value[t]);
+        }
+        self.running = self.recurrence.solve(simd, n, self.running)[0];
+        self.next_value = value[0];
+        self.spread(values, mask, advantages, returns);
+    }
+
+    /// Takes over rewards and values of the tokens that the mask keeps; returns how many.
     #[inline(always)]
     fn gather<R: Real>(&mut self, rewards: &[R], values: &[R], mask: &[bool]) -> usize {
         let mut n = 0;
         let blocks = rewards.chunks(BLOCK).zip(values.chunks(BLOCK)).zip(mask.chunks(BLOCK));
         for ((rewards, values), mask) in blocks {
-            let share = self.share(mask);
             let end = n + mask.len();
             let (d, value) = (&mut self.recurrence.d(end)[n..], &mut self.value[n..end]);
-            let tokens = rewards.iter().zip(values).zip(mask);
-            match share {
+            let tokens = rewards.iter().zip(values);
+            match Share::of(mask) {
                 Share::None => {}
                 Share::All => {
-                    for ((d, value), ((r, v), keep)) in d.iter_mut().zip(value).zip(tokens) {
-                        let (r, v): (f64, f64) = ((*r).into(), (*v).into());
-                        (*d, *value) = if *keep { (r, v) } else { (0.0, 0.0) };
+                    for ((d, value), (r, v)) in d.iter_mut().zip(value).zip(tokens) {
+                        (*d, *value) = ((*r).into(), (*v).into());
                     }
                     n = end;
                 }
                 Share::Some => {
                     let mut at = 0;
-                    for ((reward, v), keep) in tokens {
-                        (d[at], value[at]) = ((*reward).into(), (*v).into());
+                    for ((r, v), keep) in tokens.zip(mask) {
+                        (d[at], value[at]) = ((*r).into(), (*v).into());
                         at += usize::from(*keep);
                     }
                     n += at;
@@ -198,19 +292,7 @@ impl Backwards {
         n
     }
 
-    /// The recursion over `n` gathered tokens.
-    #[inline(always)]
-    fn solve(&mut self, n: usize) {
-        self.value[n] = self.next_value;
-        let value = &self.value[..=n];
-        for (t, d) in self.recurrence.d(n).iter_mut().enumerate() {
-            *d += self.gamma * value[t + 1] - value[t];
-        }
-        self.running = self.recurrence.solve(n, self.running)[0];
-        self.next_value = value[0];
-    }
-
-    /// Gives each token its advantage, those that did not take part that of the next that did.
+    /// Gives each token its advantage, those that took no part that of the next that did.
     #[inline(always)]
     fn spread<R: Real>(
         &self,
@@ -223,25 +305,25 @@ impl Backwards {
         let inputs = values.chunks(BLOCK).zip(mask.chunks(BLOCK));
         let outputs = advantages.chunks_mut(BLOCK).zip(returns.chunks_mut(BLOCK));
         for ((values, mask), (advantages, returns)) in inputs.zip(outputs) {
-            let (sums, value) = (&self.recurrence.x()[n..], &self.value[n..]);
-            let out = advantages.iter_mut().zip(returns);
-            match self.share(mask) {
+            let sums = &self.recurrence.x()[n..];
+            let out = advantages.iter_mut().zip(returns).zip(values);
+            match Share::of(mask) {
                 Share::None => {
-                    for ((a, g), v) in out.zip(values) {
+                    for ((a, g), v) in out {
                         *a = R::of(sums[0]);
                         *g = R::of(sums[0] + (*v).into());
                     }
                 }
                 Share::All => {
-                    for ((a, g), (sum, value)) in out.zip(sums.iter().zip(value)) {
+                    for (((a, g), v), sum) in out.zip(sums) {
                         *a = R::of(*sum);
-                        *g = R::of(sum + value);
+                        *g = R::of(sum + (*v).into());
                     }
                     n += mask.len();
                 }
                 Share::Some => {
                     let mut at = 0;
-                    for ((a, g), (v, keep)) in out.zip(values.iter().zip(mask)) {
+                    for (((a, g), v), keep) in out.zip(mask) {
                         *a = R::of(sums[at]);
                         *g = R::of(sums[at] + (*v).into());
                         at += usize::from(*keep);
@@ -253,9 +335,21 @@ impl Backwards {
     }
 }
 
-/// Which tokens of a block take part in the recursion.
+/// Which of some tokens a mask keeps.
 enum Share {
     None,
     Some,
     All,
+}
+
+impl Share {
+    #[inline(always)]
+    fn of(mask: &[bool]) -> Self {
+        let kept: u32 = mask.iter().map(|keep| u32::from(*keep)).sum();
+        match kept as usize {
+            0 => Self::None,
+            kept if kept < mask.len() => Self::Some,
+            _ => Self::All,
+        }
+    }
 }

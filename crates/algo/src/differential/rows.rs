@@ -261,3 +261,54 @@ fn a_batch_that_drifts_keeps_its_variance() {
     let expected = 2048.0 / 2049.0 * (7e7 - 0.1f64).powi(2) / 2049.0;
     assert!((of(&late) / expected - 1.0).abs() < 1e-12);
 }
+
+/// Enough for several threads; each row alone is too little for that.
+#[test]
+fn a_batch_for_several_threads_is_its_rows_one_by_one() {
+    const TOKENS: usize = 300_000;
+    const ROWS: usize = 9;
+    let x: Vec<f32> = (0..ROWS * TOKENS).map(|t| (t * 7919 % 1013) as f32 / 1013.0 - 0.4).collect();
+    let y: Vec<f32> = x.iter().rev().copied().collect();
+    let mask: Vec<bool> = (0..x.len()).map(|t| t % TOKENS < 250_000 && t % 1777 > 300).collect();
+    let spec = Gae { gamma: 0.999, lambda: 0.97, outside: Outside::Skip };
+    let (mut a, mut g, mut r) = (x.clone(), x.clone(), x.clone());
+    advantage::gae_rows(&spec, TOKENS, &x, &y, &mask, &mut a, &mut g).unwrap();
+    returns::discounted_rows(TOKENS, &x, &mask, 0.999, &mut r).unwrap();
+    for row in (0..ROWS).map(|row| row * TOKENS..(row + 1) * TOKENS) {
+        let (x, y, mask) = (&x[row.clone()], &y[row.clone()], &mask[row.clone()]);
+        let (mut own_a, mut own_g) = (y.to_vec(), y.to_vec());
+        advantage::gae(&spec, x, y, mask, &mut own_a, &mut own_g).unwrap();
+        assert!(own_a == a[row.clone()] && own_g == g[row.clone()]);
+        returns::discounted(x, mask, 0.999, &mut own_a).unwrap();
+        assert!(own_a == r[row]);
+    }
+    let kept = || x.iter().zip(&mask).filter(|(_, keep)| **keep).map(|(x, _)| f64::from(*x));
+    let n = kept().count();
+    let mean = kept().sum::<f64>() / n as f64;
+    let variance = kept().map(|x| (x - mean) * (x - mean)).sum::<f64>() / n as f64;
+    let moments = Moments::of(&x, &mask).unwrap();
+    assert_eq!(moments.count, n);
+    assert!((moments.mean - mean).abs() < 1e-12);
+    assert!((moments.population_variance - variance).abs() < 1e-12);
+    let mut scaled = x.clone();
+    standardize(&mut scaled, &mask, 0.0).unwrap();
+    let scale = (variance * n as f64 / (n - 1) as f64).sqrt();
+    let off = |(x, s): (&f32, &f32)| ((f64::from(*x) - mean) / scale - f64::from(*s)).abs();
+    assert!(x.iter().zip(&scaled).map(off).all(|off| off < 1e-6));
+    // What is told is where it stands in the whole batch, and the first of several.
+    let mut bad = x.clone();
+    for at in [7 * TOKENS + 400, 8 * TOKENS + 400] {
+        bad[at] = f32::NAN;
+    }
+    let mut all = vec![true; x.len()];
+    let told = format!("[{}] is NaN", 7 * TOKENS + 400);
+    let gae = advantage::gae_rows(&spec, TOKENS, &bad, &y, &all, &mut a, &mut g);
+    let returns = returns::discounted_rows(TOKENS, &bad, &all, 0.5, &mut r);
+    let moments = Moments::of(&bad, &all).map(drop);
+    for refused in [gae, returns, moments] {
+        let refused = refused.unwrap_err().to_string();
+        assert!(refused.contains(&told), "{refused}");
+    }
+    all.fill(false);
+    assert!(Moments::of(&bad, &all).is_err());
+}
