@@ -1,8 +1,12 @@
 //! From requests to the engine's types, checked.
 
-use plumb_engine::{AdamWSettings, EngineSettings, LoadPlan, OldLogProbs, PolicyUpdate};
-use plumb_model::{HeadSpec, ScoreHead};
-use plumb_proto::actor::{EngineSpec, LoadRequest, OptimizerSpec, ScoreHeadSpec, UpdateRequest};
+use std::path::PathBuf;
+
+use plumb_engine::{AdamWSettings, EngineSettings, LoadPlan, LoraPlan, OldLogProbs, PolicyUpdate};
+use plumb_model::{HeadSpec, LoraConfig, LoraTarget, ScoreHead};
+use plumb_proto::actor::{
+    EngineSpec, LoadRequest, LoraSpec, OptimizerSpec, ScoreHeadSpec, UpdateRequest,
+};
 use tch::Device;
 use tonic::Status;
 
@@ -41,7 +45,7 @@ pub(crate) fn load_plan(request: &LoadRequest, device: Device) -> Result<LoadPla
         head_seed: request.score_head.as_ref().map_or(0, |spec| spec.init_seed),
         settings: engine_settings(engine, device)?,
         optimizer: request.optimizer.as_ref().map(optimizer),
-        lora: None,
+        lora: request.lora.as_ref().map(lora).transpose()?,
     })
 }
 
@@ -57,6 +61,16 @@ fn engine_settings(spec: &EngineSpec, device: Device) -> Result<EngineSettings, 
         frozen_layers: spec.frozen_layers as usize,
         device,
     })
+}
+
+#[allow(clippy::result_large_err)]
+fn lora(spec: &LoraSpec) -> Result<LoraPlan, Status> {
+    let targets = spec.targets.iter().map(|name| name.parse::<LoraTarget>());
+    let targets = targets.collect::<Result<Vec<_>, _>>().map_err(|e| invalid("lora.targets", e))?;
+    let config = LoraConfig::new(i64::from(spec.rank), spec.alpha, spec.dropout, &targets)
+        .map_err(|error| invalid("lora", error))?;
+    let folder = (!spec.adapter_path.is_empty()).then(|| PathBuf::from(&spec.adapter_path));
+    Ok(LoraPlan { config, seed: spec.seed, folder })
 }
 
 fn optimizer(spec: &OptimizerSpec) -> AdamWSettings {
@@ -163,6 +177,25 @@ mod tests {
         let kl = converted.objective.kl.unwrap();
         assert_eq!((kl.coef, kl.kind, kl.clamps), (0.01, KlKind::K3, Clamps::Verl));
         assert_eq!((converted.mini_batches, converted.old_logps), (2, OldLogProbs::Rollout));
+    }
+
+    #[test]
+    fn an_adapter_keeps_every_setting_and_a_wrong_one_is_named() {
+        let spec = LoraSpec {
+            rank: 8,
+            alpha: 16.0,
+            dropout: 0.05,
+            targets: vec!["v_proj".into(), "q_proj".into()],
+            seed: 3,
+            adapter_path: "adapter".into(),
+        };
+        let plan = lora(&spec).unwrap();
+        assert_eq!((plan.config.rank, plan.config.scale(), plan.config.dropout), (8, 2.0, 0.05));
+        assert_eq!(plan.config.targets, [LoraTarget::Q, LoraTarget::V]);
+        assert_eq!((plan.seed, plan.folder), (3, Some(PathBuf::from("adapter"))));
+        let wrong = LoraSpec { targets: vec!["qkv".into()], ..spec };
+        let message = lora(&wrong).unwrap_err().message().to_owned();
+        assert!(message.contains("lora.targets") && message.contains("qkv"), "{message}");
     }
 
     #[test]

@@ -345,7 +345,11 @@ impl ActorCalls {
     ) -> Result<ExportResponse, Status> {
         let precision = request.dtype.parse().map_err(|error| invalid("dtype", error))?;
         let folder = PathBuf::from(request.folder);
-        let bytes = self.on_model(move |model| model.export(&folder, precision)).await?;
+        let export = move |model: &mut ShardedModel| match request.adapter_only {
+            true => model.export_adapter(&folder, precision),
+            false => model.export(&folder, precision),
+        };
+        let bytes = self.on_model(export).await?;
         Ok(ExportResponse { bytes })
     }
 }

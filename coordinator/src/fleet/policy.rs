@@ -16,7 +16,7 @@ use plumb_proto::object::object_service_client::ObjectServiceClient;
 use super::RoleGroup;
 use super::checkpoint::{self, Committed};
 use super::group::CallId;
-use super::reference::{client, engine_spec, log_probs, shard_group};
+use super::reference::{client, engine_spec, log_probs, lora_spec, shard_group};
 use super::weights::Weights;
 use crate::algorithm::Algorithm;
 use crate::cluster::Worker;
@@ -121,6 +121,7 @@ impl PolicyFleet {
                     score_head: None,
                     group: name.clone(),
                     policy_version: version.0,
+                    lora: lora_spec(&self.recipe, self.recipe.algorithm.lora.as_ref()),
                 };
                 async move { Ok(client(&worker).load(request).await?.into_inner()) }
             })
@@ -159,7 +160,15 @@ impl PolicyFleet {
     /// # Errors
     /// A rank was lost, or the disk refused.
     pub async fn export(&self, folder: &Path, dtype: &str) -> Result<u64, PhaseError> {
-        export(&self.group, folder, dtype).await
+        export(&self.group, folder, dtype, false).await
+    }
+
+    /// Writes the policy's adapters alone as a PEFT folder.
+    ///
+    /// # Errors
+    /// A rank was lost, or the disk refused.
+    pub async fn export_adapter(&self, folder: &Path, dtype: &str) -> Result<u64, PhaseError> {
+        export(&self.group, folder, dtype, true).await
     }
 
     async fn run_update(
@@ -310,6 +319,7 @@ pub(super) async fn export(
     group: &RoleGroup,
     folder: &Path,
     dtype: &str,
+    adapter_only: bool,
 ) -> Result<u64, PhaseError> {
     let workers = group.workers();
     let attempt = group.fresh_attempt();
@@ -320,6 +330,7 @@ pub(super) async fn export(
                 context: Some(group.context(&worker, &id)),
                 folder: folder.display().to_string(),
                 dtype: dtype.to_owned(),
+                adapter_only,
             };
             async move { Ok(client(&worker).export(request).await?.into_inner()) }
         })

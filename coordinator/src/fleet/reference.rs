@@ -3,9 +3,9 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use plumb_config::Recipe;
+use plumb_config::{LoraConfig, Recipe};
 use plumb_proto::actor::actor_service_client::ActorServiceClient;
-use plumb_proto::actor::{EngineSpec, LoadRequest, LogProbsRequest, LogProbsResponse};
+use plumb_proto::actor::{EngineSpec, LoadRequest, LogProbsRequest, LogProbsResponse, LoraSpec};
 use plumb_proto::object::ObjectRef;
 use tokio::sync::Mutex;
 
@@ -72,6 +72,7 @@ impl ReferenceFleet {
                     score_head: None,
                     group: name.clone(),
                     policy_version: 0,
+                    lora: None,
                 };
                 async move { client(&worker).load(request).await.map(tonic::Response::into_inner) }
             })
@@ -162,6 +163,23 @@ pub(super) fn engine_spec(recipe: &Recipe, frozen_layers: u32) -> EngineSpec {
         micro_batch_tokens: recipe.engine.micro_batch_tokens,
         frozen_layers,
     }
+}
+
+/// Adapters as a recipe asks for them.
+pub(super) fn lora_spec(recipe: &Recipe, lora: Option<&LoraConfig>) -> Option<LoraSpec> {
+    // Workers have working directories of their own. A folder that is not there is named by them.
+    let absolute = |path: &String| match std::fs::canonicalize(path) {
+        Ok(absolute) => absolute.display().to_string(),
+        Err(_) => path.clone(),
+    };
+    lora.map(|lora| LoraSpec {
+        rank: lora.rank,
+        alpha: lora.alpha,
+        dropout: lora.dropout,
+        targets: lora.targets.iter().map(|target| target.as_str().to_owned()).collect(),
+        seed: recipe.seed,
+        adapter_path: lora.adapter.as_ref().map_or(String::new(), absolute),
+    })
 }
 
 pub(super) fn client(worker: &Worker) -> ActorServiceClient<tonic::transport::Channel> {

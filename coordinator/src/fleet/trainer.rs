@@ -5,7 +5,7 @@ use std::future::Future;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use plumb_config::{OptimizerConfig, Recipe, ScoreHeadConfig};
+use plumb_config::{LoraConfig, OptimizerConfig, Recipe, ScoreHeadConfig};
 use plumb_proto::actor::{
     AnswerLogProbs, AnswerLogProbsRequest, AnswerPair, Dialogue, EncodeRequest, LoadRequest,
     MeasurePreferencesRequest, MeasureTextsRequest, OptimizerSpec, PairScore, PreferenceLossSpec,
@@ -18,7 +18,7 @@ use tonic::Status;
 use super::RoleGroup;
 use super::group::CallId;
 use super::policy::export;
-use super::reference::{client, engine_spec, shard_group};
+use super::reference::{client, engine_spec, lora_spec, shard_group};
 use crate::cluster::Worker;
 use crate::ports::PhaseError;
 
@@ -38,6 +38,8 @@ pub struct TrainerSettings<'a> {
     pub frozen_layers: u32,
     /// AdamW.
     pub optimizer: &'a OptimizerConfig,
+    /// Low-rank adapters; absent: the whole model is trained.
+    pub lora: Option<&'a LoraConfig>,
 }
 
 /// What a score head learns of pairs.
@@ -94,6 +96,7 @@ impl Trainer {
                 score_head: head.clone(),
                 group: name.clone(),
                 policy_version: 0,
+                lora: lora_spec(recipe, settings.lora),
             };
             async move { Ok(client(&worker).load(request).await?.into_inner()) }
         };
@@ -277,7 +280,7 @@ impl Trainer {
     /// # Errors
     /// A rank was lost, or the disk refused.
     pub async fn export(&self, folder: &Path, dtype: &str) -> Result<u64, PhaseError> {
-        export(&self.group, folder, dtype).await
+        export(&self.group, folder, dtype, false).await
     }
 
     /// The same call to every rank, each with its own context.

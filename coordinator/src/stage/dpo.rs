@@ -40,6 +40,7 @@ async fn train(
         head: None,
         frozen_layers: stage.frozen_layers,
         optimizer: &stage.optimizer,
+        lora: stage.lora.as_ref(),
     };
     let trainer = Trainer::load(group, &context.recipe, settings).await?;
     let source = PairSource {

@@ -29,6 +29,10 @@ pub(super) async fn run(
         }
         other => other?,
     };
+    if stage.adapter {
+        policy.export_adapter(&context.folder.path("adapter"), stage.dtype.as_str()).await?;
+        outputs.artefacts.insert("adapter".to_owned(), "adapter".to_owned());
+    }
     // What follows needs none of them.
     context.fleet.release(Role::Policy).await;
     context.fleet.release(Role::Reference).await;

@@ -1,6 +1,8 @@
 //! `reward_model` and `cost_model`: a score head and its backbone learn pairs.
 
-use plumb_config::{CostModelStage, OptimizerConfig, RewardModelStage, ScoreHeadConfig};
+use plumb_config::{
+    CostModelStage, LoraConfig, OptimizerConfig, RewardModelStage, ScoreHeadConfig,
+};
 use plumb_domain::Role;
 use plumb_proto::actor::PairScore;
 
@@ -22,6 +24,7 @@ struct ScoreModel<'a> {
     eval_every_steps: u64,
     frozen_layers: u32,
     optimizer: &'a OptimizerConfig,
+    lora: Option<&'a LoraConfig>,
     min_accuracy: f64,
 }
 
@@ -47,6 +50,7 @@ pub(super) async fn run_reward(
         eval_every_steps: stage.eval_every_steps,
         frozen_layers: stage.frozen_layers,
         optimizer: &stage.optimizer,
+        lora: stage.lora.as_ref(),
         min_accuracy: stage.min_accuracy,
     };
     run(&model, context, outputs).await
@@ -78,6 +82,7 @@ pub(super) async fn run_cost(
         eval_every_steps: stage.eval_every_steps,
         frozen_layers: stage.frozen_layers,
         optimizer: &stage.optimizer,
+        lora: stage.lora.as_ref(),
         min_accuracy: stage.min_accuracy,
     };
     run(&model, context, outputs).await
@@ -107,6 +112,7 @@ async fn train(
         head: Some(model.head),
         frozen_layers: model.frozen_layers,
         optimizer: model.optimizer,
+        lora: model.lora,
     };
     let trainer = Trainer::load(group, &context.recipe, settings).await?;
     let data = encoded_pairs(context, &trainer, &model.source, outputs).await?;

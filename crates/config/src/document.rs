@@ -2,10 +2,11 @@
 
 use std::fmt::Write as _;
 
-const SOURCES: [&str; 7] = [
+const SOURCES: [&str; 8] = [
     include_str!("schema.rs"),
     include_str!("schema/model.rs"),
     include_str!("schema/algorithm.rs"),
+    include_str!("schema/lora.rs"),
     include_str!("schema/loss.rs"),
     include_str!("schema/reward.rs"),
     include_str!("schema/stage.rs"),
@@ -13,7 +14,7 @@ const SOURCES: [&str; 7] = [
 ];
 
 /// Tables in the order of the document: how they stand in a recipe, and their struct.
-const TABLES: [(&str, &str); 30] = [
+const TABLES: [(&str, &str); 32] = [
     ("(top level)", "Recipe"),
     ("[model]", "ModelConfig"),
     ("[data]", "DataConfig"),
@@ -27,6 +28,7 @@ const TABLES: [(&str, &str); 30] = [
     ("[algorithm.loss.importance]", "ImportanceConfig"),
     ("[algorithm.kl]", "KlConfig"),
     ("[algorithm.optimizer]", "OptimizerConfig"),
+    ("[algorithm.lora]", "LoraConfig"),
     ("[reward]", "RewardConfig"),
     ("[[reward.component]]", "Component"),
     ("[checkpoint]", "CheckpointConfig"),
@@ -44,6 +46,7 @@ const TABLES: [(&str, &str); 30] = [
     ("[[stage]] evaluate", "EvaluateStage"),
     ("[[stage.measure]]", "Measure"),
     ("[stage.optimizer]", "OptimizerConfig"),
+    ("[stage.lora]", "LoraConfig"),
 ];
 
 /// One key as its struct declares it.
@@ -71,8 +74,9 @@ pub fn markdown() -> String {
     );
     for (at, name) in TABLES {
         let Some(table) = table(name) else { continue };
-        if at == "[stage.optimizer]" {
-            out.push_str("\n## `[stage.optimizer]`\n\nAs `[algorithm.optimizer]`.\n");
+        if let Some(same) = ["optimizer", "lora"].iter().find(|key| at == format!("[stage.{key}]"))
+        {
+            let _ = write!(out, "\n## `[stage.{same}]`\n\nAs `[algorithm.{same}]`.\n");
             continue;
         }
         let _ = write!(out, "\n## `{at}`\n\n{}\n\n", table.text);

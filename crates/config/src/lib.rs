@@ -20,10 +20,10 @@ pub use schema::{
     Advantage, AlgorithmConfig, CheckpointConfig, Component, ComponentKind, CostModelStage,
     CpgdWeight, DataConfig, DpoStage, Dtype, EngineConfig, EvaluateStage, ExportStage, GroupConfig,
     GroupsConfig, GrpoStage, ImportanceConfig, ImportanceKind, KlConfig, KlPlace, LabelStage,
-    LossConfig, LossKind, Measure, ModelConfig, OldLogps, OptimizerConfig, PreferenceLoss,
-    PrepareStage, Recipe, RewardConfig, RewardModelStage, RolloutConfig, SampleStage,
-    SamplingConfig, Schedule, ScoreHeadConfig, ScoreHeadKind, ScoreInput, SftStage, Stage,
-    Strategy, TimeoutConfig, Transform,
+    LoraConfig, LoraTarget, LossConfig, LossKind, Measure, ModelConfig, OldLogps, OptimizerConfig,
+    PreferenceLoss, PrepareStage, Recipe, RewardConfig, RewardModelStage, RolloutConfig,
+    SampleStage, SamplingConfig, Schedule, ScoreHeadConfig, ScoreHeadKind, ScoreInput, SftStage,
+    Stage, Strategy, TimeoutConfig, Transform,
 };
 
 #[cfg(test)]

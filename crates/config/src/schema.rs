@@ -2,6 +2,7 @@
 
 mod advantage;
 mod algorithm;
+mod lora;
 mod loss;
 mod model;
 mod reward;
@@ -14,6 +15,7 @@ use serde::{Deserialize, Serialize};
 
 pub use advantage::{Advantage, CpgdWeight};
 pub use algorithm::{AlgorithmConfig, KlConfig, KlPlace, OldLogps, OptimizerConfig, Schedule};
+pub use lora::{LoraConfig, LoraTarget};
 pub use loss::{ImportanceConfig, ImportanceKind, LossConfig, LossKind};
 pub use model::{
     Dtype, EngineConfig, GroupConfig, GroupsConfig, ModelConfig, RolloutConfig, SamplingConfig,

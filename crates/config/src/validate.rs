@@ -2,6 +2,7 @@
 
 mod advantage;
 mod algorithm;
+mod lora;
 mod loss;
 mod reward;
 mod stages;

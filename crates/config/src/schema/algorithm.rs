@@ -3,6 +3,7 @@
 use plumb_domain::KlKind;
 use serde::{Deserialize, Serialize};
 
+use super::lora::LoraConfig;
 use super::loss::LossConfig;
 use super::{Advantage, CpgdWeight};
 
@@ -68,6 +69,9 @@ pub struct AlgorithmConfig {
     pub kl: KlConfig,
     /// AdamW and its schedule.
     pub optimizer: OptimizerConfig,
+    /// Low-rank adapters; absent: the whole policy is trained.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lora: Option<LoraConfig>,
 }
 
 impl Default for AlgorithmConfig {
@@ -90,6 +94,7 @@ impl Default for AlgorithmConfig {
             loss: LossConfig::default(),
             kl: KlConfig::default(),
             optimizer: OptimizerConfig::of(0.0),
+            lora: None,
         }
     }
 }

@@ -131,6 +131,10 @@ pub struct ExportStage {
     pub name: String,
     /// Type of the stored weights: `fp32` or `bf16`.
     pub dtype: super::Dtype,
+    /// Write the adapters alone too, as a PEFT folder `adapter/` in the run folder. Needs
+    /// `[algorithm.lora]`; `export/` holds the merged model either way.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub adapter: bool,
 }
 
 /// `kind = "evaluate"`: answers held-out prompts with the untrained and the exported model and

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::OptimizerConfig;
+use super::{LoraConfig, OptimizerConfig};
 
 /// `kind = "sft"`: fine-tunes the model on the assistant's turns of dialogues. Later stages start
 /// from the result.
@@ -33,6 +33,9 @@ pub struct SftStage {
     pub frozen_layers: u32,
     /// AdamW and its schedule.
     pub optimizer: OptimizerConfig,
+    /// Low-rank adapters; absent: the whole model is trained.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lora: Option<LoraConfig>,
     /// Held-out loss (nats a token) above which the stage fails.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_loss: Option<f64>,
@@ -76,6 +79,9 @@ pub struct RewardModelStage {
     pub regularization: f64,
     /// AdamW and its schedule.
     pub optimizer: OptimizerConfig,
+    /// Low-rank adapters; absent: the whole model is trained.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lora: Option<LoraConfig>,
     /// Held-out accuracy below which the stage fails.
     #[serde(default)]
     pub min_accuracy: f64,
@@ -125,6 +131,9 @@ pub struct CostModelStage {
     pub frozen_layers: u32,
     /// AdamW and its schedule.
     pub optimizer: OptimizerConfig,
+    /// Low-rank adapters; absent: the whole model is trained.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lora: Option<LoraConfig>,
     /// Held-out accuracy below which the stage fails.
     #[serde(default)]
     pub min_accuracy: f64,
@@ -176,6 +185,9 @@ pub struct DpoStage {
     pub frozen_layers: u32,
     /// AdamW and its schedule.
     pub optimizer: OptimizerConfig,
+    /// Low-rank adapters; absent: the whole model is trained.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lora: Option<LoraConfig>,
     /// Held-out accuracy below which the stage fails.
     #[serde(default)]
     pub min_accuracy: f64,

@@ -88,6 +88,9 @@ impl Recipe {
             "write a number > 0",
         );
         self.check_loss(found);
+        if let Some(lora) = &a.lora {
+            super::lora::lora("algorithm.lora", lora, found);
+        }
         optimizer("algorithm.optimizer", &a.optimizer, found);
     }
 }

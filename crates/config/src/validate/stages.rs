@@ -73,7 +73,13 @@ impl Recipe {
                     }
                 }
             }
-            Stage::Export(_) => {
+            Stage::Export(s) => {
+                found.require(
+                    !s.adapter || self.algorithm.lora.is_some(),
+                    &format!("{key}.adapter"),
+                    "the policy has no adapters",
+                    "write an [algorithm.lora] table, or leave it out",
+                );
                 found.require(has("grpo"), key, "nothing was trained", "put it after grpo");
             }
             Stage::Evaluate(s) => {

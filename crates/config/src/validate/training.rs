@@ -6,7 +6,7 @@ use crate::schema::{
     CostModelStage, DpoStage, OptimizerConfig, PreferenceLoss, RewardModelStage, ScoreHeadConfig,
     SftStage, Stage,
 };
-use crate::{Recipe, ScoreHeadKind};
+use crate::{LoraConfig, Recipe, ScoreHeadKind};
 
 /// Where a stage's pairs come from.
 struct Pairs<'a> {
@@ -44,6 +44,7 @@ impl Recipe {
         );
         check_policy_is_free(key, before, found);
         check_optimizer(&s.optimizer, key, found);
+        check_lora(s.lora.as_ref(), key, found);
     }
 
     fn check_reward_model(
@@ -63,6 +64,7 @@ impl Recipe {
         check_course(s.epochs, s.pairs_per_step, "pairs", key, found);
         check_head(&s.head, key, found);
         check_optimizer(&s.optimizer, key, found);
+        check_lora(s.lora.as_ref(), key, found);
     }
 
     fn check_cost_model(
@@ -88,6 +90,7 @@ impl Recipe {
         check_course(s.epochs, s.pairs_per_step, "pairs", key, found);
         check_head(&s.head, key, found);
         check_optimizer(&s.optimizer, key, found);
+        check_lora(s.lora.as_ref(), key, found);
     }
 
     fn check_dpo(&self, s: &DpoStage, key: &str, before: &[&Stage], found: &mut Findings) {
@@ -120,6 +123,7 @@ impl Recipe {
         );
         check_policy_is_free(key, before, found);
         check_optimizer(&s.optimizer, key, found);
+        check_lora(s.lora.as_ref(), key, found);
     }
 
     fn check_max_tokens(&self, max_tokens: Option<u32>, key: &str, found: &mut Findings) {
@@ -198,6 +202,12 @@ fn check_policy_is_free(key: &str, before: &[&Stage], found: &mut Findings) {
         "the policy of the grpo stage before it would be lost",
         "put it before grpo",
     );
+}
+
+fn check_lora(lora: Option<&LoraConfig>, key: &str, found: &mut Findings) {
+    if let Some(config) = lora {
+        super::lora::lora(&format!("{key}.lora"), config, found);
+    }
 }
 
 fn check_optimizer(config: &OptimizerConfig, key: &str, found: &mut Findings) {
