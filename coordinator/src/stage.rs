@@ -64,6 +64,8 @@ pub struct Outputs {
     pub train: Vec<Prompt>,
     /// Held-out prompts.
     pub heldout: Vec<Prompt>,
+    /// Rows of their data that were left out.
+    pub skipped_rows: u64,
     /// Stage -> samples of the untrained model.
     pub samples: BTreeMap<String, Vec<PlainSample>>,
     /// Stage -> preference pairs.

@@ -2,10 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use plumb_data::Order;
 use plumb_domain::{Prompt, StepId};
-use rand::SeedableRng as _;
-use rand::seq::SliceRandom as _;
-use rand_chacha::ChaCha8Rng;
 
 use crate::ports::Prompts;
 
@@ -58,16 +56,10 @@ impl Draw {
         self.by_label.is_empty()
     }
 
-    /// The `turn`-th prompt of a shelf: its place in that epoch's shuffle.
-    fn nth(&self, shelf: usize, turn: usize) -> Prompt {
-        let prompts = &self.by_label[shelf].prompts;
-        let epoch = turn / prompts.len();
-        let mut order: Vec<usize> = (0..prompts.len()).collect();
-        let stream = self.seed ^ (shelf as u64 + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15);
-        let mut random = ChaCha8Rng::seed_from_u64(stream);
-        random.set_stream(epoch as u64);
-        order.shuffle(&mut random);
-        prompts[order[turn % prompts.len()]].clone()
+    /// The order of a shelf's prompts in an epoch.
+    fn order(&self, shelf: usize, epoch: usize) -> Vec<usize> {
+        let seed = self.seed ^ (shelf as u64 + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+        Order::new(self.by_label[shelf].prompts.len(), seed).epoch(epoch as u64)
     }
 }
 
@@ -80,11 +72,15 @@ impl Prompts for Draw {
         let mut taken = vec![0_usize; self.by_label.len()];
         let first = step.0 as usize * self.per_step;
         let mut drawn = Vec::with_capacity(self.per_step);
+        let mut orders: BTreeMap<(usize, usize), Vec<usize>> = BTreeMap::new();
         for turn in 0..first + self.per_step {
             let lag = |i: usize| self.by_label[i].share * (turn + 1) as f64 - taken[i] as f64;
             let next = (0..taken.len()).max_by(|a, b| lag(*a).total_cmp(&lag(*b))).unwrap_or(0);
             if turn >= first {
-                drawn.push(self.nth(next, taken[next]));
+                let prompts = &self.by_label[next].prompts;
+                let (epoch, at) = (taken[next] / prompts.len(), taken[next] % prompts.len());
+                let order = orders.entry((next, epoch)).or_insert_with(|| self.order(next, epoch));
+                drawn.push(prompts[order[at]].clone());
             }
             taken[next] += 1;
         }

@@ -2,7 +2,8 @@
 
 use std::collections::BTreeSet;
 
-use plumb_config::{PrepareStage, Recipe, Stage};
+use plumb_config::{DataSources, PrepareStage, Recipe, Stage};
+use plumb_data::{DataError, MixSettings, Mixed, PartRead};
 use plumb_domain::Prompt;
 
 use super::label::parse_rule;
@@ -28,6 +29,7 @@ pub(super) async fn run(
     Ok([
         ("train_prompts".to_owned(), count(&outputs.train)),
         ("heldout_prompts".to_owned(), count(&outputs.heldout)),
+        ("skipped_rows".to_owned(), outputs.skipped_rows as f64),
         ("free_disk_mib".to_owned(), (free >> 20) as f64),
     ]
     .into())
@@ -39,10 +41,16 @@ pub(super) async fn run(
 /// The recipe key, what is wrong with what it names, and what would be right.
 pub async fn inputs(context: &StageContext) -> Result<Outputs, JobError> {
     let recipe = &context.recipe;
-    let (mut train, mut heldout) = (Vec::new(), Vec::new());
+    let (mut train, mut heldout, mut skipped_rows) = (Vec::new(), Vec::new(), 0);
     if recipe.generates() {
-        train = prompts(context, "data.train", &recipe.data.train)?;
-        heldout = prompts(context, "data.heldout", &recipe.data.heldout)?;
+        for (key, sources, rows) in [
+            ("data.train", &recipe.data.train, &mut train),
+            ("data.heldout", &recipe.data.heldout, &mut heldout),
+        ] {
+            let read = prompts(context, key, sources)?;
+            skipped_rows += report_skipped(context, key, &read.parts);
+            *rows = read.rows;
+        }
     }
     super::training_data::check(context)?;
     check_rules(recipe)?;
@@ -53,17 +61,48 @@ pub async fn inputs(context: &StageContext) -> Result<Outputs, JobError> {
             check(context, &format!("reward.component {:?} model", component.name), name).await?;
         }
     }
-    Ok(Outputs { model, train, heldout, ..Outputs::default() })
+    Ok(Outputs { model, train, heldout, skipped_rows, ..Outputs::default() })
 }
 
-fn prompts(context: &StageContext, key: &str, name: &str) -> Result<Vec<Prompt>, JobError> {
-    let path = context.base_dir.join(name);
-    let wrong = |problem: String| JobError::Input {
-        what: format!("{key} = {name:?}"),
-        problem,
-        fix: "give JSON lines with id, label and messages".to_owned(),
+fn prompts(
+    context: &StageContext,
+    key: &str,
+    sources: &DataSources,
+) -> Result<Mixed<Prompt>, JobError> {
+    let recipe = &context.recipe;
+    let home = std::env::home_dir();
+    let settings = MixSettings {
+        base_dir: &context.base_dir,
+        home: home.as_deref(),
+        seed: recipe.seed,
+        on_bad_row: recipe.data.on_bad_row,
+        labels: &recipe.data.dataset_labels,
     };
-    plumb_data::read_prompts(&path).map_err(|error| wrong(crate::job::error::chain(&error)))
+    plumb_data::read_prompts(&sources.0, settings).map_err(|error| JobError::Input {
+        what: format!("{key} = {sources}"),
+        problem: crate::job::error::chain(&error),
+        fix: match error {
+            DataError::Row { .. } => {
+                "correct the row, or leave bad rows out with data.on_bad_row = \"skip\"".to_owned()
+            }
+            _ => "docs/data.md says what may stand here".to_owned(),
+        },
+    })
+}
+
+/// Tells of rows that were left out, one notice a source; returns their number.
+fn report_skipped(context: &StageContext, key: &str, parts: &[PartRead]) -> u64 {
+    for part in parts.iter().filter(|part| part.skipped.total() > 0) {
+        let (rows, skipped) = (part.rows as u64, part.skipped.total());
+        let text = format!(
+            "{key}, {:?}: {skipped} of {} rows left out: {}",
+            part.source,
+            rows + skipped,
+            part.skipped
+        );
+        context.events.notice("warn", text);
+    }
+    parts.iter().map(|part| part.skipped.total()).sum()
 }
 
 /// Every rule of the recipe parses.

@@ -2,8 +2,9 @@
 
 use std::fmt::Write as _;
 
-const SOURCES: [&str; 8] = [
+const SOURCES: [&str; 9] = [
     include_str!("schema.rs"),
+    include_str!("schema/data.rs"),
     include_str!("schema/model.rs"),
     include_str!("schema/algorithm.rs"),
     include_str!("schema/lora.rs"),
@@ -161,6 +162,7 @@ fn plain_type(kind: &str) -> String {
     }
     match kind {
         "String" => "text".into(),
+        "DataSources" => "text or list of text".into(),
         "bool" => "true / false".into(),
         "u32" | "u64" | "usize" => "integer".into(),
         "f64" => "number".into(),

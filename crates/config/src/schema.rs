@@ -2,6 +2,7 @@
 
 mod advantage;
 mod algorithm;
+mod data;
 mod lora;
 mod loss;
 mod model;
@@ -15,6 +16,7 @@ use serde::{Deserialize, Serialize};
 
 pub use advantage::{Advantage, CpgdWeight};
 pub use algorithm::{AlgorithmConfig, KlConfig, KlPlace, OldLogps, OptimizerConfig, Schedule};
+pub use data::{DataConfig, DataSources, OnBadRow};
 pub use lora::{LoraConfig, LoraTarget};
 pub use loss::{ImportanceConfig, ImportanceKind, LossConfig, LossKind};
 pub use model::{
@@ -40,7 +42,7 @@ pub struct Recipe {
     pub seed: u64,
     /// The language model that is trained.
     pub model: ModelConfig,
-    /// Prompt files, for stages that generate.
+    /// Prompts to train on and to evaluate with, for stages that generate.
     #[serde(default, skip_serializing_if = "is_default")]
     pub data: DataConfig,
     /// Worker groups: how many processes each role has.
@@ -72,27 +74,6 @@ pub struct Recipe {
     pub timeouts: TimeoutConfig,
     /// What runs, in order.
     pub stage: Vec<Stage>,
-}
-
-/// Prompt files: JSON lines with `id`, `label`, `messages` and, where there is one, `reference`.
-/// Relative paths are taken from the recipe's folder.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct DataConfig {
-    /// Prompts to train on.
-    #[serde(default)]
-    pub train: String,
-    /// Prompts that are only used to evaluate.
-    #[serde(default)]
-    pub heldout: String,
-    /// System message put before every prompt, dialogue and pair that has none, in training and in
-    /// evaluation.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub system_prompt: Option<String>,
-    /// How often a label is drawn, relative to the others; absent: as often as it stands in the
-    /// file.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub label_weights: BTreeMap<String, f64>,
 }
 
 /// When the policy is committed to disk. A lost policy rank takes the job back to the last commit.

@@ -2,6 +2,7 @@
 
 mod advantage;
 mod algorithm;
+mod data;
 mod lora;
 mod loss;
 mod reward;
@@ -38,6 +39,7 @@ impl Recipe {
         self.check_groups(&mut found);
         self.check_sections(&mut found);
         if self.generates() {
+            self.check_data(&mut found);
             self.check_sampling(&mut found);
         }
         if self.reinforces() {
@@ -243,6 +245,10 @@ name = "train"
             ("stage.0.name=train", "stage[1].name"),
             ("timeouts.phase_secs=0.0", "timeouts.phase_secs"),
             ("data.label_weights.safety=-1.0", "data.label_weights.safety"),
+            ("data.train=[]", "data.train"),
+            ("data.heldout=\"\"", "data.heldout"),
+            ("data.train=[\"a.jsonl\", \"a.jsonl\"]", "data.train"),
+            ("data.dataset_labels.alpaca=general", "data.dataset_labels.alpaca"),
         ] {
             let found = problems(&[set]);
             assert!(found.contains(&format!("  {key}: ")), "{set}: {found}");

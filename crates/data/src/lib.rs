@@ -1,39 +1,65 @@
-//! Data sets: files of prompts, read whole and checked before a run spends time on them, and
-//! safe-rlhf's samples: their text, their token ids, and how data sets are mixed and split;
-//! SaFeR-Steer's dialogues and the size of their images.
+//! Data sets: where rows come from ([`Source`]), what they look like ([`Schema`]), how they are
+//! mixed ([`read_prompts`], [`read_supervised`], [`read_preferences`]), in what order a run goes
+//! through them ([`Order`]), and what becomes of bad ones ([`Skipped`]). Text and messages only:
+//! workers render chat templates and make token ids, but for safe-rlhf's own form
+//! ([`preprocess`]).
 
 mod conversation;
+mod data_error;
 mod dataset_spec;
+mod hh_transcript;
 mod image_bounds;
 pub mod literal;
+mod messages;
+mod mix;
 mod mixture;
 mod mixture_error;
+mod order;
+mod preference_row;
 pub mod preprocess;
 pub mod prompt_row;
 mod prompts;
+mod rank_row;
 mod raw_sample;
 pub mod reference;
+mod row;
+pub mod safe_rlhf_rows;
 mod safety_dialogue;
 pub mod safety_row;
 mod sample_error;
+mod schema;
+mod source;
+mod supervised_row;
 mod test_split;
 mod training_rows;
 
 pub use conversation::{PROMPT_ASSISTANT, PROMPT_BEGIN, format_prompt, split_prompt_response};
+pub use data_error::DataError;
 pub use dataset_spec::{DatasetSpec, Proportion};
 pub use image_bounds::{ImageBounds, ImagePlan};
+pub use messages::ROLES;
+pub use mix::{MixSettings, Mixed, PartRead, read_preferences, read_prompts, read_supervised};
 pub use mixture::{Part, merge, select};
 pub use mixture_error::MixtureError;
-pub use prompts::{DataError, parse_prompts, read_prompts};
+pub use order::{Batches, Order, OrderError, Position, Shard};
+pub use preference_row::{PreferenceRow, PreferredBy};
+pub use prompts::Fallback;
+pub use rank_row::RankRow;
 pub use raw_sample::{Input, RawSample, SafeFlags};
+pub use row::{At, Place, Row, RowFault, Skipped, SkippedRows};
 pub use safety_dialogue::{DialogueError, SafetyDialogue};
 pub use sample_error::SampleError;
+pub use schema::{Schema, Use};
+pub use source::{BATCH_ROWS, Loaded, Rows, Source};
+pub use supervised_row::SupervisedRow;
 pub use test_split::{NoTest, TestSplit};
 pub use training_rows::{
     Dialogue, PreferencePair, parse_dialogues, parse_preference_pairs, read_dialogues,
     read_preference_pairs,
 };
 
+#[cfg(test)]
+mod fixtures;
 #[cfg(test)]
 mod paper;
 #[cfg(test)]

@@ -11,7 +11,7 @@ use plumb_domain::ChatMessage;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
-use crate::DataError;
+use crate::{At, DataError, Place, RowFault};
 
 /// A conversation to learn from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -112,7 +112,10 @@ fn rows<Row: DeserializeOwned, Sample>(
     let mut lines: BTreeMap<String, usize> = BTreeMap::new();
     for (index, text) in text.lines().enumerate().filter(|(_, text)| !text.trim().is_empty()) {
         let line = index + 1;
-        let wrong = |problem| DataError::Row { path: path.to_owned(), line, problem };
+        let wrong = |problem: String| DataError::Row {
+            place: Place { path: path.into(), at: At::Line(line as u64) },
+            fault: RowFault::new(problem.clone(), problem),
+        };
         let row = serde_json::from_str(text).map_err(|error| wrong(error.to_string()))?;
         let sample = convert(row).map_err(wrong)?;
         if let Some(first) = lines.insert(id(&sample).to_owned(), line) {
