@@ -46,6 +46,7 @@ pub(crate) fn load_plan(request: &LoadRequest, device: Device) -> Result<LoadPla
         settings: engine_settings(engine, device)?,
         optimizer: request.optimizer.as_ref().map(optimizer),
         lora: request.lora.as_ref().map(lora).transpose()?,
+        ema: None,
     })
 }
 

@@ -127,6 +127,7 @@ impl Job {
             settings: self.settings()?,
             optimizer: Some(AdamWSettings::default()),
             lora: None,
+            ema: None,
         };
         Ok((ShardedModel::load(&self.folder, plan, comm)?, Batch::new(&self.rows)?))
     }

@@ -35,6 +35,9 @@ pub struct Manifest {
     /// What the stored adapters are; absent where the whole model is stored.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub adapter: Option<AdapterEntry>,
+    /// Whether a moving average is stored beside the parameters.
+    #[serde(default)]
+    pub ema: bool,
     /// The stored blocks, embedding first; with adapters, only what is trained.
     pub blocks: Vec<BlockEntry>,
     /// The shard files.
@@ -122,6 +125,9 @@ impl ShardedModel {
                 tensors.push((vector_name(entry, "first"), &moments.first_s));
                 tensors.push((vector_name(entry, "second"), &moments.second_s));
             }
+            if let Some(ema_s) = self.ema.as_ref().and_then(|ema| ema.shard(index)) {
+                tensors.push((vector_name(entry, "ema"), ema_s));
+            }
         }
         tensors
     }
@@ -135,6 +141,7 @@ impl ShardedModel {
                 scale: config.scale(),
                 base_model: self.source_folder.display().to_string(),
             }),
+            ema: self.has_average(),
             blocks: self.stored_blocks().iter().map(|&index| entry(&self.blocks[index])).collect(),
             files,
         }
@@ -184,6 +191,10 @@ impl ShardedModel {
                 moments.first_s.shallow_clone().copy_(&first_s);
                 moments.second_s.shallow_clone().copy_(&second_s);
             }
+            let ema = self.ema.as_ref().and_then(|ema| ema.shard(index));
+            if let (Some(ema_s), Some(stored_s)) = (ema, vectors.ema_s) {
+                ema_s.shallow_clone().copy_(&stored_s);
+            }
         }
         if let Some(optimizer) = &mut self.optimizer {
             optimizer.set_step_count(manifest.optimizer_step);
@@ -204,7 +215,9 @@ impl ShardedModel {
                 true => Some((part("first")?, part("second")?)),
                 false => None,
             };
-            Ok(BlockVectors { master_s, moments })
+            let averaged = block.trainable && self.has_average();
+            let ema_s = if averaged { Some(part("ema")?) } else { None };
+            Ok(BlockVectors { master_s, moments, ema_s })
         };
         let stored = self.stored_blocks().into_iter().enumerate();
         let vectors = stored.map(read).collect::<Result<_>>()?;
@@ -227,6 +240,9 @@ impl ShardedModel {
                 return refuse("holds adapters alone, the model has none".to_owned());
             }
             (None, Some(_)) => return refuse("holds no adapters, the model has some".to_owned()),
+        }
+        if self.has_average() && !manifest.ema {
+            return refuse("holds no moving average, the model keeps one".to_owned());
         }
         let stored_blocks = self.stored_blocks();
         let (stored, own) = (manifest.blocks.len(), stored_blocks.len());
@@ -256,6 +272,7 @@ impl ShardedModel {
 struct BlockVectors {
     master_s: Tensor,
     moments: Option<(Tensor, Tensor)>,
+    ema_s: Option<Tensor>,
 }
 
 /// Shard files, verified when first needed.

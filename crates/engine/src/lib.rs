@@ -21,6 +21,7 @@
 mod adapters;
 mod agreement;
 pub mod checkpoint;
+mod ema;
 mod error;
 mod export;
 pub mod flat;
@@ -44,6 +45,7 @@ pub mod supervised_training;
 mod trained_runs;
 
 pub use adapters::LoraPlan;
+pub use ema::EmaSettings;
 pub use error::{EngineError, Result};
 pub use log_probs::{ResponseLogProbs, log_probs};
 pub use optimizer::AdamW;

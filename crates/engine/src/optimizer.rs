@@ -103,6 +103,10 @@ impl ShardedModel {
         let AdamWSettings { beta1, beta2, eps, weight_decay, .. } = optimizer.settings;
         let adamw = plumb_torch::AdamW { lr: learning_rate, beta1, beta2, eps, weight_decay };
         lists.step(adamw)?;
+        let step = optimizer.step;
+        if let Some(ema) = &mut self.ema {
+            ema.follow(&self.blocks, step);
+        }
         Ok(norm)
     }
 }

@@ -8,6 +8,7 @@ use plumb_model::{BlockSpec, Decoder, HeadSpec, ModelConfig};
 use tch::Tensor;
 
 use crate::adapters::{Adapters, LoraPlan, trained_whole};
+use crate::ema::{Ema, EmaSettings};
 use crate::flat::{FlatBlock, Layout, Reduction};
 use crate::optimizer::AdamW;
 use crate::{AdamWSettings, EngineError, EngineSettings, Result};
@@ -28,6 +29,7 @@ pub struct ShardedModel {
     pub(crate) settings: EngineSettings,
     pub(crate) optimizer: Option<AdamW>,
     pub(crate) adapters: Option<Adapters>,
+    pub(crate) ema: Option<Ema>,
     pub(crate) source_folder: PathBuf,
     reductions: VecDeque<(usize, Reduction)>,
 }
@@ -45,6 +47,8 @@ pub struct LoadPlan {
     pub optimizer: Option<AdamWSettings>,
     /// Low-rank adapters on frozen layers; absent: the model's own parameters are trained.
     pub lora: Option<LoraPlan>,
+    /// A moving average of what is trained; absent: none is kept.
+    pub ema: Option<EmaSettings>,
 }
 
 impl ShardedModel {
@@ -80,6 +84,7 @@ impl ShardedModel {
             comm,
             settings: plan.settings,
             optimizer: None,
+            ema: None,
             source_folder: folder.to_path_buf(),
             reductions: VecDeque::new(),
         };
@@ -87,6 +92,10 @@ impl ShardedModel {
         if let Some(settings) = plan.optimizer {
             settings.validate()?;
             model.optimizer = Some(AdamW::new(settings, &model.blocks));
+        }
+        if let Some(settings) = plan.ema {
+            settings.validate()?;
+            model.ema = Some(Ema::new(settings, &model.blocks));
         }
         Ok(model)
     }

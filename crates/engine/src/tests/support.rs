@@ -86,6 +86,7 @@ pub(super) fn plan(settings: EngineSettings) -> LoadPlan {
         settings,
         optimizer: Some(adamw()),
         lora: None,
+        ema: None,
     }
 }
 

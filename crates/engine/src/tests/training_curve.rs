@@ -11,7 +11,9 @@ use tch::{Kind, Tensor};
 use super::support::{ranks, settings};
 use crate::head::{ChosenTokens, TokenGradients, TokenValues};
 use crate::micro_batch::Plan;
-use crate::{AdamWSettings, EngineSettings, LoadPlan, LoraPlan, Precision, ShardedModel};
+use crate::{
+    AdamWSettings, EmaSettings, EngineSettings, LoadPlan, LoraPlan, Precision, ShardedModel,
+};
 
 #[derive(Deserialize)]
 struct Curves {
@@ -43,6 +45,13 @@ struct Cases {
     fp32: Curve,
     bf16: Curve,
     lora: Curve,
+    ema: AveragedLoss,
+}
+
+#[derive(Deserialize)]
+struct AveragedLoss {
+    decay: f64,
+    last_batch_loss: f64,
 }
 
 #[derive(Deserialize)]
@@ -128,6 +137,7 @@ fn train(
             settings: settings.clone(),
             optimizer: Some(curves.settings.adamw()),
             lora: lora.cloned(),
+            ema: None,
         };
         let mut model = ShardedModel::load(&data().join("train-qwen2"), plan, comm).unwrap();
         let mut curve = Curve { losses: Vec::new(), grad_norms: Vec::new() };
@@ -198,6 +208,70 @@ fn lora_steps_equal_pytorchs_however_the_model_and_the_batch_are_cut() {
     let folder = data().join("train-qwen2/adapter");
     let lora = LoraPlan { config, seed: 0, folder: Some(folder) };
     assert_every_cut(&curves, &curves.cases.lora, Some(&lora), "lora");
+}
+
+/// Mean negative log-prob of one batch, without gradients; this rank computes it whole.
+fn evaluate(model: &mut ShardedModel, rows: &[Row]) -> crate::Result<f64> {
+    let rows: Vec<_> = rows.iter().collect();
+    let (packed, chosen) = batch(&rows);
+    let logp_m = model.token_values(&packed, &chosen, 1.0)?.logp_m;
+    Ok(-logp_m.mean(Kind::Double).double_value(&[]))
+}
+
+#[test]
+fn the_moving_average_equals_pytorchs_and_survives_a_checkpoint() {
+    let curves = curves();
+    let expected = &curves.cases.ema;
+    let run = tempfile::tempdir().unwrap();
+    let load = |comm, interval| {
+        let plan = LoadPlan {
+            head: HeadSpec::CausalLm,
+            head_seed: 0,
+            settings: settings(),
+            optimizer: Some(curves.settings.adamw()),
+            lora: None,
+            ema: Some(EmaSettings { decay: expected.decay, interval }),
+        };
+        ShardedModel::load(&data().join("train-qwen2"), plan, comm).unwrap()
+    };
+    let last = curves.steps.last().unwrap();
+    for world_size in [1, 2, 4] {
+        let folder = run.path().join(format!("checkpoint-{world_size}"));
+        let steps = |model: &mut ShardedModel, range: std::ops::Range<usize>| {
+            for index in range {
+                step(model, &curves.steps[index], curves.settings.learning_rate(index));
+            }
+        };
+        ranks(world_size, |comm| {
+            let mut model = load(comm, 1);
+            steps(&mut model, 0..12);
+            model.save_checkpoint(&folder).unwrap();
+        });
+        // Resumed by another number of ranks.
+        let losses = ranks(5 - world_size, |comm| {
+            let mut model = load(comm, 1);
+            model.load_checkpoint(&folder).unwrap();
+            steps(&mut model, 12..20);
+            let before = super::support::weights(&model);
+            let loss = model.with_average(|model| evaluate(model, last)).unwrap();
+            assert_eq!(super::support::weights(&model), before, "the parameters are back");
+            assert_ne!(evaluate(&mut model, last).unwrap(), loss);
+            loss
+        });
+        for loss in losses {
+            let error = (loss - expected.last_batch_loss).abs() / expected.last_batch_loss;
+            assert!(error < 1e-5, "{world_size} ranks: {loss} != {}", expected.last_batch_loss);
+        }
+    }
+    // Every third step only: the average stands still in between.
+    let mut model = ranks(1, |comm| load(comm, 3)).remove(0);
+    let mut seen = Vec::new();
+    for (index, rows) in curves.steps.iter().take(6).enumerate() {
+        step(&mut model, rows, curves.settings.learning_rate(index + 3));
+        seen.push(model.with_average(|model| Ok(super::support::weights(model))).unwrap());
+    }
+    let moved: Vec<_> = seen.windows(2).map(|pair| pair[0] != pair[1]).collect();
+    assert_eq!(moved, [false, true, false, false, true]);
 }
 
 #[test]
