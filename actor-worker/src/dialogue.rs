@@ -131,9 +131,12 @@ impl Dialogues {
     }
 }
 
+/// A folder, and what was read from it.
+type Opened = (PathBuf, Arc<Dialogues>);
+
 /// The folder that was used last, kept open: data sets come in many calls.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct LoadedDialogues(Arc<Mutex<Option<(PathBuf, Arc<Dialogues>)>>>);
+pub(crate) struct LoadedDialogues(Arc<Mutex<Option<Opened>>>);
 
 impl LoadedDialogues {
     /// Opens a folder unless it is the last one.
