@@ -134,7 +134,7 @@ impl<R: Real> pulp::WithSimd for Row<'_, R> {
 
     #[inline(always)]
     fn with_simd<S: pulp::Simd>(self, simd: S) -> f64 {
-        let mut recurrence = Recurrence::of(self.gamma);
+        let mut recurrence = Recurrence::of::<S>(self.gamma);
         let mut to_come = 0.0;
         let inputs = self.rewards.rchunks(STAGE).zip(self.mask.rchunks(STAGE));
         for ((rewards, mask), out) in inputs.zip(self.returns.rchunks_mut(STAGE)) {

@@ -146,7 +146,9 @@ impl<R: Real> pulp::WithSimd for Row<'_, R> {
 
     #[inline(always)]
     fn with_simd<S: pulp::Simd>(self, simd: S) -> f64 {
-        let mut sums = Backwards::of(self.spec);
+        let mut sums = Backwards::of::<S>(self.spec);
+        crate::recurrence::touch(self.rewards);
+        crate::recurrence::touch(self.values);
         let inputs = self.rewards.rchunks(STAGE).zip(self.values.rchunks(STAGE));
         let outputs = self.advantages.rchunks_mut(STAGE).zip(self.returns.rchunks_mut(STAGE));
         for (((rewards, values), mask), (advantages, returns)) in
@@ -180,9 +182,9 @@ struct Backwards {
 
 impl Backwards {
     #[inline(always)]
-    fn of(spec: &Gae) -> Self {
+    fn of<S: pulp::Simd>(spec: &Gae) -> Self {
         let Gae { gamma, lambda, outside } = *spec;
-        let recurrence = Recurrence::of(gamma * lambda);
+        let recurrence = Recurrence::of::<S>(gamma * lambda);
         let value = [0.0; STAGE + 1];
         Self { gamma, outside, recurrence, value, next_value: 0.0, running: 0.0 }
     }
