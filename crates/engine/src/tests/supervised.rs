@@ -1,5 +1,7 @@
 //! Supervised fine-tuning against plain autograd, over cuts and world sizes.
 
+#![allow(clippy::single_range_in_vec_init, reason = "a row may have one target span")]
+
 use plumb_model::HeadSpec;
 use tch::{Kind, Tensor};
 
