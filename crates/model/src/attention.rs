@@ -3,7 +3,8 @@
 //! Two kernels for packed sequences on the CPU, measured on one AVX-512 thread (9 query heads,
 //! 3 key/value heads of 64, sequences of 20 to 300 tokens): libtorch's fused kernel is the
 //! faster one in f32; in bf16 its backward pass is two to four times slower than plain batched
-//! matrix products, which are used there up to [`MAX_PLAIN_TOKENS`] tokens.
+//! matrix products, which are used there up to [`MAX_PLAIN_TOKENS`] tokens. On CUDA in bf16, the
+//! flash kernel takes all sequences of a batch at once.
 
 use tch::{Device, Kind, Tensor};
 
@@ -91,6 +92,9 @@ pub(crate) fn packed(
     window: Option<i64>,
 ) -> Result<Tensor> {
     let width = q_nqd.size()[1] * q_nqd.size()[2];
+    if let Some(flash) = &layout.flash {
+        return Ok(flash.attend(q_nqd, k_nkd, v_nkd, window)?.f_reshape([-1, width])?);
+    }
     // One split for all sequences: its backward is one concatenation, where the backward of a
     // slice per sequence would fill a whole `[N, ..]` gradient each.
     let split = |x: &Tensor| x.f_transpose(0, 1)?.f_split_with_sizes(&layout.lengths, 1);
@@ -186,4 +190,64 @@ pub(crate) fn cached(
     let q_rgd = q_bqd.f_reshape([rows, group, dim])?;
     let scores = mask_r1l.f_baddbmm(&q_rgd, &k_rld.f_transpose(1, 2)?, 1.0, scale)?;
     Ok(scores.f_softmax(-1, None)?.f_bmm(v_rld)?.f_view([batch, q_heads * dim])?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Attention and the gradients of its inputs under a fixed incoming gradient, in f32.
+    fn with_gradients(
+        leaves: &[Tensor; 3],
+        grad: &Tensor,
+        attend: impl Fn(&[Tensor]) -> Tensor,
+    ) -> Vec<Tensor> {
+        let inputs: Vec<Tensor> =
+            leaves.iter().map(|leaf| leaf.detach().set_requires_grad(true)).collect();
+        let out = attend(&inputs);
+        let grads = plumb_torch::vjp(&[&out], &inputs, &[grad], false).unwrap();
+        let all = std::iter::once(out).chain(grads.into_iter().flatten());
+        all.map(|t| t.detach().to_kind(Kind::Float)).collect()
+    }
+
+    /// The flash kernel beside one sequence at a time, forward and backward, with grouped heads,
+    /// with and without a sliding window.
+    #[test]
+    fn gpu_flash_attention_agrees_with_one_sequence_at_a_time() {
+        if let Err(error) = plumb_torch::cuda::load() {
+            println!("skipped: no cuda device here ({error})");
+            return;
+        }
+        let device = Device::Cuda(0);
+        let lengths = [1_i64, 130, 7, 64];
+        let tokens: i64 = lengths.iter().sum();
+        let noise = |heads: i64| Tensor::randn([tokens, heads, 64], (Kind::BFloat16, device));
+        let leaves = [noise(6), noise(2), noise(2)];
+        let grad = Tensor::randn([tokens, 6 * 64], (Kind::BFloat16, device));
+        for window in [None, Some(16)] {
+            let layout = |flash| Layout {
+                lengths: lengths.to_vec(),
+                cos_n1d: Tensor::new(),
+                sin_n1d: Tensor::new(),
+                causal_ll: None,
+                window_ll: window_mask(130, window, Kind::BFloat16, device).unwrap(),
+                trees: lengths.iter().map(|_| None).collect(),
+                flash,
+                kind: Kind::BFloat16,
+            };
+            let flash = layout(Some(plumb_torch::VarlenAttention::new(&lengths, device)));
+            let plain = layout(None);
+            let run = |layout: &Layout| {
+                with_gradients(&leaves, &grad, |x| {
+                    packed(&x[0], &x[1], &x[2], layout, window).unwrap()
+                })
+            };
+            for (ours, theirs) in run(&flash).iter().zip(&run(&plain)) {
+                let error = (ours - theirs).abs().max().double_value(&[]);
+                let scale = theirs.abs().max().double_value(&[]);
+                println!("flash attention, window {window:?}: error {error:.2e} of {scale:.2e}");
+                assert!(error < 2e-2 * scale.max(1.0), "{error} of {scale}");
+            }
+        }
+    }
 }

@@ -1,5 +1,6 @@
 //! The forward pass as pure functions over parameter slices.
 
+use plumb_torch::VarlenAttention;
 use tch::{Kind, Tensor};
 
 use crate::attention::{self, TreeMasks};
@@ -59,6 +60,8 @@ impl Decoder {
         let (cos_n1d, sin_n1d) = self.rope_tables(&packed.position_ids, kind)?;
         let window = self.config.windows.iter().flatten().next().copied();
         let device = packed.input_ids.device();
+        let flash =
+            !packed.has_branches() && VarlenAttention::takes(device, kind, self.config.head_dim);
         let trees = packed.shapes.iter().map(|shape| {
             let masks = |shape| TreeMasks::new(shape, window, kind, device);
             shape.as_ref().map(masks).transpose()
@@ -67,6 +70,7 @@ impl Decoder {
             trees: trees.collect::<Result<_>>()?,
             causal_ll: attention::causal_mask(&plain, kind, device)?,
             window_ll: attention::window_mask(longest, window, kind, device)?,
+            flash: flash.then(|| VarlenAttention::new(&lengths, device)),
             lengths,
             cos_n1d,
             sin_n1d,

@@ -82,6 +82,9 @@ pub enum ModelError {
     /// libtorch refused an operation.
     #[error("libtorch: {0}")]
     Torch(#[from] TchError),
+    /// A kernel outside tch refused its inputs.
+    #[error(transparent)]
+    Kernel(#[from] plumb_torch::TorchError),
 }
 
 impl ModelError {

@@ -1,5 +1,6 @@
 //! Batches of sequences without padding.
 
+use plumb_torch::VarlenAttention;
 use tch::{Device, Kind, Tensor};
 
 use crate::attention::TreeMasks;
@@ -178,6 +179,8 @@ pub struct Layout {
     pub(crate) window_ll: Option<Tensor>,
     /// Masks of the trees; `None` for a plain sequence.
     pub(crate) trees: Vec<Option<TreeMasks>>,
+    /// The flash kernel for all sequences at once, where it takes them: CUDA, bf16, no tree.
+    pub(crate) flash: Option<VarlenAttention>,
     /// Compute dtype.
     pub(crate) kind: Kind,
 }

@@ -2,6 +2,7 @@
 #include "shim.h"
 
 #include <ATen/Functions.h>
+#include <ATen/ops/_flash_attention_forward.h>
 #include <c10/core/GradMode.h>
 #include <c10/core/StorageImpl.h>
 #include <c10/util/Exception.h>
@@ -102,6 +103,21 @@ char* plumb_fused_adamw(at::Tensor* const* params, at::Tensor* const* grads,
     at::_fused_adamw_(tensors(params, count), tensors(grads, count), tensors(exp_avgs, count),
                       tensors(exp_avg_sqs, count), /*max_exp_avg_sqs=*/{}, tensors(steps, count), lr,
                       beta1, beta2, weight_decay, eps, /*amsgrad=*/false, /*maximize=*/false);
+  });
+}
+
+// Causal attention of sequences laid end to end, by libtorch's flash kernel; differentiable.
+// `window` is how many tokens before itself a token sees; negative: all.
+char* plumb_varlen_attention(const at::Tensor* q, const at::Tensor* k, const at::Tensor* v,
+                             const at::Tensor* cu_seqlens, int64_t longest, int64_t window,
+                             at::Tensor** result) {
+  return plumb_guarded([&] {
+    const std::optional<int64_t> left = window < 0 ? std::nullopt : std::make_optional(window);
+    const std::optional<int64_t> right = window < 0 ? std::nullopt : std::make_optional<int64_t>(0);
+    auto outputs = at::_flash_attention_forward(
+        *q, *k, *v, *cu_seqlens, *cu_seqlens, longest, longest, /*dropout_p=*/0.0,
+        /*is_causal=*/true, /*return_debug_mask=*/false, /*scale=*/std::nullopt, left, right);
+    *result = new at::Tensor(std::move(std::get<0>(outputs)));
   });
 }
 

@@ -89,6 +89,15 @@ unsafe extern "C" {
         weight_decay: f64,
         eps: f64,
     ) -> Answer;
+    pub(crate) fn plumb_varlen_attention(
+        q: *const C_tensor,
+        k: *const C_tensor,
+        v: *const C_tensor,
+        cu_seqlens: *const C_tensor,
+        longest: i64,
+        window: i64,
+        result: *mut *mut C_tensor,
+    ) -> Answer;
 
     pub(crate) fn plumb_device_memory(index: c_int, figures: *mut u64) -> Answer;
     pub(crate) fn plumb_device_reset_peak(index: c_int) -> Answer;

@@ -5,6 +5,7 @@
 //! - [`vjp`]: vector-Jacobian products, the backward of one block.
 //! - [`storage_resize`], [`storage_bytes`]: give memory back under tensors that still exist.
 //! - [`AdamW`]: libtorch's fused step.
+//! - [`VarlenAttention`]: flash attention over sequences laid end to end (CUDA).
 //! - [`with_bytes`], [`bytes`], [`copy_from_bytes`]: a CPU tensor's memory.
 //! - [`gloo`]: c10d's Gloo process group, which meets its peers through a [`Store`].
 //! - [`nccl`]: NCCL, loaded at run time.
@@ -24,6 +25,7 @@ pub mod gloo;
 pub mod nccl;
 mod storage;
 mod store;
+mod varlen;
 
 pub use adamw::AdamW;
 pub use autograd::vjp;
@@ -31,3 +33,4 @@ pub use bytes::{bytes, copy_from_bytes, with_bytes};
 pub use error::TorchError;
 pub use storage::{storage_bytes, storage_resize};
 pub use store::{MemoryStore, Store, StoreError};
+pub use varlen::VarlenAttention;
