@@ -2,10 +2,12 @@
 
 use std::path::PathBuf;
 
-use plumb_engine::{AdamWSettings, EngineSettings, LoadPlan, LoraPlan, OldLogProbs, PolicyUpdate};
+use plumb_engine::{
+    AdamWSettings, EmaSettings, EngineSettings, LoadPlan, LoraPlan, OldLogProbs, PolicyUpdate,
+};
 use plumb_model::{HeadSpec, LoraConfig, LoraTarget, ScoreHead};
 use plumb_proto::actor::{
-    EngineSpec, LoadRequest, LoraSpec, OptimizerSpec, ScoreHeadSpec, UpdateRequest,
+    EmaSpec, EngineSpec, LoadRequest, LoraSpec, OptimizerSpec, ScoreHeadSpec, UpdateRequest,
 };
 use tch::Device;
 use tonic::Status;
@@ -46,7 +48,7 @@ pub(crate) fn load_plan(request: &LoadRequest, device: Device) -> Result<LoadPla
         settings: engine_settings(engine, device)?,
         optimizer: request.optimizer.as_ref().map(optimizer),
         lora: request.lora.as_ref().map(lora).transpose()?,
-        ema: None,
+        ema: request.optimizer.as_ref().and_then(|spec| spec.ema.as_ref()).map(ema),
     })
 }
 
@@ -72,6 +74,10 @@ fn lora(spec: &LoraSpec) -> Result<LoraPlan, Status> {
         .map_err(|error| invalid("lora", error))?;
     let folder = (!spec.adapter_path.is_empty()).then(|| PathBuf::from(&spec.adapter_path));
     Ok(LoraPlan { config, seed: spec.seed, folder })
+}
+
+fn ema(spec: &EmaSpec) -> EmaSettings {
+    EmaSettings { decay: spec.decay, interval: spec.interval }
 }
 
 fn optimizer(spec: &OptimizerSpec) -> AdamWSettings {

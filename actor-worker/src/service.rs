@@ -9,7 +9,7 @@ use plumb_algo::kl::{Clamps, Kind as KlKind};
 use plumb_engine::{EngineError, FileDigest, ShardedModel};
 use plumb_proto::actor::actor_service_server::ActorService;
 use plumb_proto::actor::{
-    AnswerLogProbsRequest, AnswerLogProbsResponse, CheckpointFile, EncodeRequest, EncodeResponse,
+    AdoptAverageRequest, AdoptAverageResponse, AnswerLogProbsRequest, AnswerLogProbsResponse, CheckpointFile, EncodeRequest, EncodeResponse,
     ExportRequest, ExportResponse, LoadCheckpointRequest, LoadCheckpointResponse, LoadRequest,
     LoadResponse, LogProbsRequest, LogProbsResponse, MeasurePreferencesRequest,
     MeasureTextsRequest, MetricsResponse, PublishRequest, PublishResponse, SampleKl,
@@ -43,6 +43,7 @@ pub(crate) struct ActorServer {
     publications: Idempotent<PublishResponse>,
     saves: Idempotent<SaveCheckpointResponse>,
     restores: Idempotent<LoadCheckpointResponse>,
+    adoptions: Idempotent<AdoptAverageResponse>,
     exports: Idempotent<ExportResponse>,
 }
 
@@ -65,6 +66,7 @@ impl ActorServer {
             publications: context.idempotent(),
             saves: context.idempotent(),
             restores: context.idempotent(),
+            adoptions: context.idempotent(),
             exports: context.idempotent(),
             worker: Arc::new(ActorCalls {
                 context,
@@ -183,6 +185,13 @@ impl ActorService for ActorServer {
         request: Request<LoadCheckpointRequest>,
     ) -> Result<Response<LoadCheckpointResponse>, Status> {
         once!(self, restores, request, load_checkpoint)
+    }
+
+    async fn adopt_average(
+        &self,
+        request: Request<AdoptAverageRequest>,
+    ) -> Result<Response<AdoptAverageResponse>, Status> {
+        once!(self, adoptions, request, adopt_average)
     }
 
     async fn export(
@@ -336,6 +345,15 @@ impl ActorCalls {
         let optimizer_step = loaded.await??;
         self.groups.set_policy_version(policy_version);
         Ok(LoadCheckpointResponse { optimizer_step })
+    }
+
+    async fn adopt_average(
+        &self,
+        _: CallContext,
+        _: AdoptAverageRequest,
+    ) -> Result<AdoptAverageResponse, Status> {
+        self.on_model(ShardedModel::adopt_average).await?;
+        Ok(AdoptAverageResponse {})
     }
 
     async fn export(

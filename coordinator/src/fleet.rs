@@ -6,6 +6,7 @@
 
 pub mod checkpoint;
 mod group;
+mod optimizer;
 pub mod policy;
 pub mod recovery;
 pub mod reference;

@@ -7,8 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use plumb_config::{OldLogps, Recipe};
 use plumb_domain::{PolicyVersion, StepId};
 use plumb_proto::actor::{
-    ExportRequest, LoadCheckpointRequest, LoadRequest, OptimizerSpec, SaveCheckpointRequest,
-    UpdateRequest,
+    ExportRequest, LoadCheckpointRequest, LoadRequest, SaveCheckpointRequest, UpdateRequest,
 };
 use plumb_proto::object::ReleaseRequest;
 use plumb_proto::object::object_service_client::ObjectServiceClient;
@@ -16,6 +15,7 @@ use plumb_proto::object::object_service_client::ObjectServiceClient;
 use super::RoleGroup;
 use super::checkpoint::{self, Committed};
 use super::group::CallId;
+use super::optimizer::{adopt_average, optimizer_spec};
 use super::reference::{client, engine_spec, log_probs, lora_spec, shard_group};
 use super::weights::Weights;
 use crate::algorithm::Algorithm;
@@ -100,15 +100,7 @@ impl PolicyFleet {
         };
         let workers = self.group.workers();
         let name = shard_group(&self.group, &workers).await?;
-        let o = &self.recipe.algorithm.optimizer;
-        let optimizer = OptimizerSpec {
-            learning_rate: o.learning_rate,
-            beta1: o.betas[0],
-            beta2: o.betas[1],
-            eps: o.eps,
-            weight_decay: o.weight_decay,
-            max_grad_norm: o.max_grad_norm,
-        };
+        let optimizer = optimizer_spec(&self.recipe.algorithm.optimizer);
         let attempt = self.group.fresh_attempt();
         self.group
             .call_all(&workers, "load", |worker, shard| {
@@ -117,7 +109,7 @@ impl PolicyFleet {
                     context: Some(self.group.context(&worker, &id)),
                     model_path: self.model.display().to_string(),
                     engine: Some(engine_spec(&self.recipe, 0)),
-                    optimizer: Some(optimizer),
+                    optimizer: Some(optimizer.clone()),
                     score_head: None,
                     group: name.clone(),
                     policy_version: version.0,
@@ -161,6 +153,14 @@ impl PolicyFleet {
     /// A rank was lost, or the disk refused.
     pub async fn export(&self, folder: &Path, dtype: &str) -> Result<u64, PhaseError> {
         export(&self.group, folder, dtype, false).await
+    }
+
+    /// Puts the moving average in the place of the weights, for what is exported from now on.
+    ///
+    /// # Errors
+    /// A rank was lost, or keeps no average.
+    pub async fn adopt_average(&self) -> Result<(), PhaseError> {
+        adopt_average(&self.group).await
     }
 
     /// Writes the policy's adapters alone as a PEFT folder.

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use plumb_config::{LoraConfig, OptimizerConfig, Recipe, ScoreHeadConfig};
 use plumb_proto::actor::{
     AnswerLogProbs, AnswerLogProbsRequest, AnswerPair, Dialogue, EncodeRequest, LoadRequest,
-    MeasurePreferencesRequest, MeasureTextsRequest, OptimizerSpec, PairScore, PreferenceLossSpec,
+    MeasurePreferencesRequest, MeasureTextsRequest, PairScore, PreferenceLossSpec,
     ScoreHeadSpec, ScorePairsRequest, TargetText, TextPair, TrainPairsRequest,
     TrainPreferencesRequest, TrainTextsRequest,
 };
@@ -17,6 +17,7 @@ use tonic::Status;
 
 use super::RoleGroup;
 use super::group::CallId;
+use super::optimizer::{adopt_average, optimizer_spec};
 use super::policy::export;
 use super::reference::{client, engine_spec, lora_spec, shard_group};
 use crate::cluster::Worker;
@@ -57,6 +58,8 @@ pub struct ScoreLoss {
 pub struct Trainer {
     group: Arc<RoleGroup>,
     model: PathBuf,
+    /// Whether the ranks keep a moving average.
+    averages: bool,
 }
 
 impl Trainer {
@@ -71,28 +74,21 @@ impl Trainer {
     ) -> Result<Self, PhaseError> {
         let workers = group.workers();
         let name = shard_group(&group, &workers).await?;
-        let o = settings.optimizer;
-        let optimizer = OptimizerSpec {
-            learning_rate: o.learning_rate,
-            beta1: o.betas[0],
-            beta2: o.betas[1],
-            eps: o.eps,
-            weight_decay: o.weight_decay,
-            max_grad_norm: o.max_grad_norm,
-        };
+        let optimizer = optimizer_spec(settings.optimizer);
         let head = settings.head.map(|head| ScoreHeadSpec {
             kind: head.kind.as_str().to_owned(),
             hidden_dims: head.hidden_dims.clone(),
             init_seed: recipe.seed,
         });
-        let trainer = Self { group, model: settings.model };
+        let averages = settings.optimizer.ema.is_some();
+        let trainer = Self { group, model: settings.model, averages };
         let attempt = trainer.group.fresh_attempt();
         let load = |worker: Worker, context| {
             let request = LoadRequest {
                 context: Some(context),
                 model_path: trainer.model.display().to_string(),
                 engine: Some(engine_spec(recipe, settings.frozen_layers)),
-                optimizer: Some(optimizer),
+                optimizer: Some(optimizer.clone()),
                 score_head: head.clone(),
                 group: name.clone(),
                 policy_version: 0,
@@ -272,6 +268,18 @@ impl Trainer {
         match scores.len() == pairs.len() {
             true => Ok(scores),
             false => Err(incomplete("pairs were scored", scores.len(), pairs.len())),
+        }
+    }
+
+    /// Puts the moving average, if the recipe asks for one, in the place of the weights: what is
+    /// measured and written from now on is the average.
+    ///
+    /// # Errors
+    /// A rank was lost.
+    pub async fn adopt_average(&self) -> Result<(), PhaseError> {
+        match self.averages {
+            true => adopt_average(&self.group).await,
+            false => Ok(()),
         }
     }
 

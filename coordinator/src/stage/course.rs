@@ -42,6 +42,9 @@ pub(super) trait Learner: Sync {
     fn train<'a>(&'a self, step: u64, rows: &'a [usize], learning_rate: f64)
     -> Answer<'a, Figures>;
 
+    /// After the last step: a moving average takes the place of the weights.
+    fn finish(&self) -> Answer<'_, ()>;
+
     /// Figures of the held-out rows after `steps` steps; none where there are no such rows.
     fn measure(&self, steps: u64) -> Answer<'_, Figures>;
 }
@@ -62,6 +65,9 @@ pub(super) async fn run(
         let rate = course.optimizer.learning_rate_at(step, steps);
         let mut figures = learner.train(step, rows, rate).await?;
         let done = step + 1;
+        if done == steps {
+            learner.finish().await?;
+        }
         if done == steps || (course.eval_every_steps > 0 && done % course.eval_every_steps == 0) {
             after = learner.measure(done).await?;
             figures.extend(heldout(&after, ""));

@@ -119,6 +119,10 @@ impl Learner for Preferences<'_> {
         })
     }
 
+    fn finish(&self) -> Answer<'_, ()> {
+        Box::pin(self.trainer.adopt_average())
+    }
+
     fn measure(&self, steps: u64) -> Answer<'_, Figures> {
         Box::pin(async move {
             match self.pairs.heldout.as_slice() {

@@ -1,9 +1,12 @@
 //! `export`: the policy as a Hugging Face folder.
 
+use std::path::Path;
+
 use plumb_config::ExportStage;
 use plumb_domain::Role;
 
 use super::{Figures, Outputs, StageContext};
+use crate::fleet::policy::PolicyFleet;
 use crate::job::error::JobError;
 use crate::ports::PhaseError;
 
@@ -17,7 +20,7 @@ pub(super) async fn run(
         problem: "no stage has trained a policy".to_owned(),
     })?;
     let folder = context.folder.path("export");
-    let bytes = match policy.export(&folder, stage.dtype.as_str()).await {
+    let bytes = match write(stage, &policy, &folder).await {
         Err(PhaseError::Lost { worker, cause, .. }) => {
             // The last step is always committed, so nothing is lost with a rank.
             let text = format!("{worker} lost ({cause}); exporting from the last commit");
@@ -25,7 +28,7 @@ pub(super) async fn run(
             context.log.restarted();
             policy.group().wait_ready().await?;
             policy.load(true).await?;
-            policy.export(&folder, stage.dtype.as_str()).await?
+            write(stage, &policy, &folder).await?
         }
         other => other?,
     };
@@ -38,4 +41,16 @@ pub(super) async fn run(
     context.fleet.release(Role::Reference).await;
     outputs.artefacts.insert("export".to_owned(), "export".to_owned());
     Ok([("bytes".to_owned(), bytes as f64)].into())
+}
+
+/// The weights that the stage asks for.
+async fn write(
+    stage: &ExportStage,
+    policy: &PolicyFleet,
+    folder: &Path,
+) -> Result<u64, PhaseError> {
+    if stage.average {
+        policy.adopt_average().await?;
+    }
+    policy.export(folder, stage.dtype.as_str()).await
 }

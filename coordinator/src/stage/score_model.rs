@@ -151,6 +151,10 @@ impl Learner for Scores<'_> {
         Box::pin(async move { self.trainer.train_pairs(step, &pairs, loss, learning_rate).await })
     }
 
+    fn finish(&self) -> Answer<'_, ()> {
+        Box::pin(self.trainer.adopt_average())
+    }
+
     fn measure(&self, steps: u64) -> Answer<'_, Figures> {
         Box::pin(async move {
             let heldout = &self.data.heldout;

@@ -79,6 +79,10 @@ impl Learner for Dialogues<'_> {
         Box::pin(async move { self.trainer.train_texts(step, &texts, learning_rate).await })
     }
 
+    fn finish(&self) -> Answer<'_, ()> {
+        Box::pin(self.trainer.adopt_average())
+    }
+
     fn measure(&self, steps: u64) -> Answer<'_, Figures> {
         Box::pin(async move {
             match self.data.heldout.as_slice() {

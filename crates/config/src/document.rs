@@ -2,20 +2,21 @@
 
 use std::fmt::Write as _;
 
-const SOURCES: [&str; 9] = [
+const SOURCES: [&str; 10] = [
     include_str!("schema.rs"),
     include_str!("schema/data.rs"),
     include_str!("schema/model.rs"),
     include_str!("schema/algorithm.rs"),
     include_str!("schema/lora.rs"),
     include_str!("schema/loss.rs"),
+    include_str!("schema/optimizer.rs"),
     include_str!("schema/reward.rs"),
     include_str!("schema/stage.rs"),
     include_str!("schema/training.rs"),
 ];
 
 /// Tables in the order of the document: how they stand in a recipe, and their struct.
-const TABLES: [(&str, &str); 32] = [
+const TABLES: [(&str, &str); 33] = [
     ("(top level)", "Recipe"),
     ("[model]", "ModelConfig"),
     ("[data]", "DataConfig"),
@@ -29,6 +30,7 @@ const TABLES: [(&str, &str); 32] = [
     ("[algorithm.loss.importance]", "ImportanceConfig"),
     ("[algorithm.kl]", "KlConfig"),
     ("[algorithm.optimizer]", "OptimizerConfig"),
+    ("[algorithm.optimizer.ema]", "EmaConfig"),
     ("[algorithm.lora]", "LoraConfig"),
     ("[reward]", "RewardConfig"),
     ("[[reward.component]]", "Component"),

@@ -18,7 +18,7 @@ pub use parse::Override;
 pub use plumb_domain::KlKind;
 pub use schema::{
     Advantage, AlgorithmConfig, CheckpointConfig, Component, ComponentKind, CostModelStage,
-    CpgdWeight, DataConfig, DataSources, DpoStage, Dtype, EngineConfig, EvaluateStage, ExportStage,
+    CpgdWeight, DataConfig, DataSources, DpoStage, Dtype, EmaConfig, EngineConfig, EvaluateStage, ExportStage,
     GroupConfig, GroupsConfig, GrpoStage, ImportanceConfig, ImportanceKind, KlConfig, KlPlace,
     LabelStage, LoraConfig, LoraTarget, LossConfig, LossKind, Measure, ModelConfig, OldLogps,
     OnBadRow, OptimizerConfig, PreferenceLoss, PrepareStage, Recipe, RewardConfig,

@@ -6,6 +6,7 @@ mod data;
 mod lora;
 mod loss;
 mod model;
+mod optimizer;
 mod reward;
 mod stage;
 mod training;
@@ -15,7 +16,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 pub use advantage::{Advantage, CpgdWeight};
-pub use algorithm::{AlgorithmConfig, KlConfig, KlPlace, OldLogps, OptimizerConfig, Schedule};
+pub use algorithm::{AlgorithmConfig, KlConfig, KlPlace, OldLogps};
 pub use data::{DataConfig, DataSources, OnBadRow};
 pub use lora::{LoraConfig, LoraTarget};
 pub use loss::{ImportanceConfig, ImportanceKind, LossConfig, LossKind};
@@ -23,6 +24,7 @@ pub use model::{
     Dtype, EngineConfig, GroupConfig, GroupsConfig, ModelConfig, RolloutConfig, SamplingConfig,
     Strategy, TimeoutConfig,
 };
+pub use optimizer::{EmaConfig, OptimizerConfig, Schedule};
 pub use reward::{Component, ComponentKind, RewardConfig, ScoreInput, Transform};
 pub use stage::{
     EvaluateStage, ExportStage, GrpoStage, LabelStage, Measure, PrepareStage, SampleStage, Stage,

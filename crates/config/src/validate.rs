@@ -5,6 +5,7 @@ mod algorithm;
 mod data;
 mod lora;
 mod loss;
+mod optimizer;
 mod reward;
 mod stages;
 mod training;

@@ -67,6 +67,11 @@ impl Ema {
     }
 }
 
+fn no_average() -> EngineError {
+    let problem = "the moving average was asked of a model that keeps none";
+    EngineError::Unsuited(problem.to_owned())
+}
+
 impl ShardedModel {
     /// Whether a moving average is kept.
     #[must_use]
@@ -81,13 +86,28 @@ impl ShardedModel {
     /// A model without a moving average; what `work` returns.
     pub fn with_average<T>(&mut self, work: impl FnOnce(&mut Self) -> Result<T>) -> Result<T> {
         if self.ema.is_none() {
-            let problem = "the moving average was asked of a model that keeps none";
-            return Err(EngineError::Unsuited(problem.to_owned()));
+            return Err(no_average());
         }
         self.swap_average();
         let outcome = work(self);
         self.swap_average();
         outcome
+    }
+
+    /// Copies the moving average over the trained parameters, for good: what is measured or
+    /// written afterwards is the average. Doing it again changes nothing.
+    ///
+    /// # Errors
+    /// A model without a moving average.
+    pub fn adopt_average(&mut self) -> Result<()> {
+        let Some(ema) = &self.ema else { return Err(no_average()) };
+        let _guard = tch::no_grad_guard();
+        for (shard, block) in ema.shards.iter().zip(&mut self.blocks) {
+            if let Some(ema_s) = shard {
+                block.master_mut().copy_(ema_s);
+            }
+        }
+        Ok(())
     }
 
     fn swap_average(&mut self) {

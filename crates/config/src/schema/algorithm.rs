@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use super::lora::LoraConfig;
 use super::loss::LossConfig;
+use super::optimizer::OptimizerConfig;
 use super::{Advantage, CpgdWeight};
 
 /// Which rewards become which advantages and how the policy learns from them: GRPO, where the answers
@@ -154,77 +155,6 @@ pub enum KlPlace {
     Reward,
 }
 
-/// AdamW and its schedule.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct OptimizerConfig {
-    /// Peak learning rate.
-    pub learning_rate: f64,
-    /// Decay rates of the two moments.
-    #[serde(default = "betas")]
-    pub betas: [f64; 2],
-    /// Added to the root of the second moment.
-    #[serde(default = "eps")]
-    pub eps: f64,
-    /// Decoupled weight decay.
-    #[serde(default)]
-    pub weight_decay: f64,
-    /// Gradients are scaled down to this global norm.
-    #[serde(default = "unit")]
-    pub max_grad_norm: f64,
-    /// Steps over which the rate rises from 0.
-    #[serde(default)]
-    pub warmup_steps: u64,
-    /// What follows the warm-up: `constant`, `linear` or `cosine` (to 0).
-    #[serde(default)]
-    pub schedule: Schedule,
-}
-
-/// Course of the learning rate.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Schedule {
-    /// Stays at the peak.
-    #[default]
-    Constant,
-    /// Falls in a line to 0.
-    Linear,
-    /// Falls along half a cosine to 0.
-    Cosine,
-}
-
-impl OptimizerConfig {
-    /// This learning rate, and defaults.
-    fn of(learning_rate: f64) -> Self {
-        Self {
-            learning_rate,
-            betas: betas(),
-            eps: eps(),
-            weight_decay: 0.0,
-            max_grad_norm: unit(),
-            warmup_steps: 0,
-            schedule: Schedule::default(),
-        }
-    }
-
-    /// Learning rate of step `step` (from 0) of `steps`, as HF's schedules have it, with the
-    /// warm-up counted so that the first step already moves.
-    #[must_use]
-    pub fn learning_rate_at(&self, step: u64, steps: u64) -> f64 {
-        let peak = self.learning_rate;
-        if step < self.warmup_steps {
-            return peak * (step + 1) as f64 / (self.warmup_steps + 1) as f64;
-        }
-        let span = steps.saturating_sub(self.warmup_steps).max(1) as f64;
-        let done = ((step - self.warmup_steps) as f64 / span).min(1.0);
-        match self.schedule {
-            Schedule::Constant => peak,
-            Schedule::Linear => peak * (1.0 - done),
-            Schedule::Cosine => peak * 0.5 * (1.0 + (std::f64::consts::PI * done).cos()),
-        }
-    }
-}
-
 fn yes() -> bool {
     true
 }
@@ -233,37 +163,4 @@ fn one() -> u32 {
 }
 fn unit() -> f64 {
     1.0
-}
-fn betas() -> [f64; 2] {
-    [0.9, 0.95]
-}
-fn eps() -> f64 {
-    1e-8
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn optimizer(schedule: Schedule) -> OptimizerConfig {
-        OptimizerConfig {
-            learning_rate: 1.0,
-            betas: betas(),
-            eps: eps(),
-            weight_decay: 0.0,
-            max_grad_norm: 1.0,
-            warmup_steps: 1,
-            schedule,
-        }
-    }
-
-    #[test]
-    fn the_rate_rises_then_follows_its_schedule() {
-        let linear = optimizer(Schedule::Linear);
-        let rates: Vec<f64> = (0..5).map(|step| linear.learning_rate_at(step, 5)).collect();
-        assert_eq!(rates, [0.5, 1.0, 0.75, 0.5, 0.25]);
-        let cosine = optimizer(Schedule::Cosine);
-        assert!((cosine.learning_rate_at(3, 5) - 0.5).abs() < 1e-12);
-        assert_eq!(optimizer(Schedule::Constant).learning_rate_at(99, 5), 1.0);
-    }
 }

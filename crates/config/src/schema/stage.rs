@@ -135,6 +135,10 @@ pub struct ExportStage {
     /// `[algorithm.lora]`; `export/` holds the merged model either way.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub adapter: bool,
+    /// Write the policy's moving average in place of its last weights. Needs
+    /// `[algorithm.optimizer.ema]`.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub average: bool,
 }
 
 /// `kind = "evaluate"`: answers held-out prompts with the untrained and the exported model and

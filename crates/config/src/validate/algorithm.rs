@@ -1,6 +1,7 @@
 //! Contradictions in sampling, algorithm, loss and optimiser.
 
 use super::Findings;
+use super::optimizer::optimizer;
 use crate::schema::{OldLogps, SamplingConfig, Stage};
 use crate::{KlPlace, Recipe};
 
@@ -107,30 +108,4 @@ fn sampling(key: &str, s: &SamplingConfig, found: &mut Findings) {
     if let Err(error) = params.validate() {
         found.require(false, &format!("{key}.{}", error.key), error.value, error.expected);
     }
-}
-
-pub(super) fn optimizer(key: &str, o: &crate::OptimizerConfig, found: &mut Findings) {
-    let beta = |b: f64| (0.0..1.0).contains(&b);
-    let positive = |v: f64| v.is_finite() && v > 0.0;
-    found.require(
-        positive(o.learning_rate),
-        &format!("{key}.learning_rate"),
-        o.learning_rate.to_string(),
-        "write a number > 0",
-    );
-    found.require(
-        beta(o.betas[0]) && beta(o.betas[1]),
-        &format!("{key}.betas"),
-        format!("{:?}", o.betas),
-        "write two numbers in [0, 1)",
-    );
-    found.require(
-        positive(o.eps) && positive(o.max_grad_norm) && o.weight_decay >= 0.0,
-        key,
-        format!(
-            "eps {}, max_grad_norm {}, weight_decay {}",
-            o.eps, o.max_grad_norm, o.weight_decay
-        ),
-        "write eps > 0, max_grad_norm > 0, weight_decay >= 0",
-    );
 }

@@ -80,6 +80,12 @@ impl Recipe {
                     "the policy has no adapters",
                     "write an [algorithm.lora] table, or leave it out",
                 );
+                found.require(
+                    !s.average || self.algorithm.optimizer.ema.is_some(),
+                    &format!("{key}.average"),
+                    "the policy has no moving average",
+                    "write an [algorithm.optimizer.ema] table, or leave it out",
+                );
                 found.require(has("grpo"), key, "nothing was trained", "put it after grpo");
             }
             Stage::Evaluate(s) => {

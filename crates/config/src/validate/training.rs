@@ -1,7 +1,7 @@
 //! Contradictions in stages that train on a data set.
 
 use super::Findings;
-use super::algorithm::optimizer;
+use super::optimizer::optimizer;
 use crate::schema::{
     CostModelStage, DpoStage, OptimizerConfig, PreferenceLoss, RewardModelStage, ScoreHeadConfig,
     SftStage, Stage,

@@ -256,6 +256,10 @@ fn the_moving_average_equals_pytorchs_and_survives_a_checkpoint() {
             let loss = model.with_average(|model| evaluate(model, last)).unwrap();
             assert_eq!(super::support::weights(&model), before, "the parameters are back");
             assert_ne!(evaluate(&mut model, last).unwrap(), loss);
+            for _ in 0..2 {
+                model.adopt_average().unwrap();
+                assert_eq!(evaluate(&mut model, last).unwrap(), loss);
+            }
             loss
         });
         for loss in losses {
