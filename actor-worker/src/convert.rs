@@ -87,6 +87,7 @@ fn optimizer(spec: &OptimizerSpec) -> AdamWSettings {
         eps: spec.eps,
         weight_decay: spec.weight_decay,
         max_grad_norm: spec.max_grad_norm,
+        max_skipped_steps: spec.max_skipped_steps,
     }
 }
 

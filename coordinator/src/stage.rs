@@ -16,6 +16,7 @@ mod sample;
 mod sample_log;
 mod score_model;
 mod sft;
+mod skipped;
 pub mod training_data;
 
 use std::collections::BTreeMap;

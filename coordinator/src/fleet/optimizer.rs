@@ -18,6 +18,7 @@ pub(super) fn optimizer_spec(config: &OptimizerConfig) -> OptimizerSpec {
         eps: config.eps,
         weight_decay: config.weight_decay,
         max_grad_norm: config.max_grad_norm,
+        max_skipped_steps: config.max_skipped_steps,
         ema: config.ema.as_ref().map(ema_spec),
     }
 }
@@ -47,7 +48,7 @@ mod tests {
     #[test]
     fn every_key_of_the_optimiser_reaches_the_wire() {
         let text = "learning_rate = 1e-4\nbetas = [0.8, 0.9]\neps = 1e-6\nweight_decay = 0.1\n\
-                    max_grad_norm = 0.5\nema = { decay = 0.99, interval = 4 }";
+                    max_grad_norm = 0.5\nmax_skipped_steps = 3\nema = { decay = 0.99, interval = 4 }";
         let spec = optimizer_spec(&toml::from_str(text).unwrap());
         let expected = OptimizerSpec {
             learning_rate: 1e-4,
@@ -56,6 +57,7 @@ mod tests {
             eps: 1e-6,
             weight_decay: 0.1,
             max_grad_norm: 0.5,
+            max_skipped_steps: 3,
             ema: Some(EmaSpec { decay: 0.99, interval: 4 }),
         };
         assert_eq!(spec, expected);

@@ -11,6 +11,7 @@ use rand::SeedableRng as _;
 use rand::seq::SliceRandom as _;
 use rand_chacha::ChaCha8Rng;
 
+use super::skipped::warn_of_skipped;
 use super::{Figures, StageContext};
 use crate::job::error::JobError;
 use crate::ports::{Answer, PhaseError};
@@ -64,6 +65,7 @@ pub(super) async fn run(
         let start = Instant::now();
         let rate = course.optimizer.learning_rate_at(step, steps);
         let mut figures = learner.train(step, rows, rate).await?;
+        warn_of_skipped(&context.events, course.stage, step + 1, &figures);
         let done = step + 1;
         if done == steps {
             learner.finish().await?;

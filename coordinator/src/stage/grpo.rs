@@ -10,6 +10,7 @@ use plumb_telemetry::{JsonLines, metric};
 use super::draw::Draw;
 use super::journal::StepJournal;
 use super::model_source::component_path;
+use super::skipped::warn_of_skipped;
 use super::sample_log::{SampleLine, fetch};
 use super::{Figures, Outputs, StageContext};
 use crate::algorithm::grpo::Grpo;
@@ -243,6 +244,7 @@ impl Loop<'_> {
             file.append(&line)?;
         }
         self.context.log.step(stage, step.0 + 1, &figures)?;
+        warn_of_skipped(&self.context.events, stage, step.0 + 1, &outcome.update.metrics);
         let steps = self.context.recipe.algorithm.steps;
         self.context.events.step_finished(stage, step.0 + 1, steps, &figures);
         Ok(figures)

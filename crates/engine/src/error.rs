@@ -49,6 +49,21 @@ pub enum EngineError {
         /// Optimiser steps taken before.
         step: u64,
     },
+    /// Gradients that stayed not finite although steps were left out.
+    #[error(
+        "the gradient norm was not finite at {in_a_row} optimiser steps in a row, the last time \
+         {value} after {step} steps that were taken; max_skipped_steps allows {allowed}"
+    )]
+    SkippedTooOften {
+        /// Steps without a finite gradient since the last one that was taken.
+        in_a_row: u32,
+        /// The setting.
+        allowed: u32,
+        /// The last norm.
+        value: f64,
+        /// Optimiser steps taken before.
+        step: u64,
+    },
     /// A checkpoint that cannot be trusted or does not belong to this model.
     #[error("checkpoint {path}: {problem}", path = path.display())]
     Checkpoint {

@@ -48,7 +48,7 @@ pub use adapters::LoraPlan;
 pub use ema::EmaSettings;
 pub use error::{EngineError, Result};
 pub use log_probs::{ResponseLogProbs, log_probs};
-pub use optimizer::AdamW;
+pub use optimizer::{AdamW, OptimizerStep};
 pub use passes::Trace;
 pub use policy_update::{Metrics, OldLogProbs, PolicySample, PolicyUpdate, update_policy};
 pub use preference_training::{

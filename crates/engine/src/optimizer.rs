@@ -3,6 +3,7 @@
 use tch::Tensor;
 
 use crate::flat::FlatBlock;
+use crate::policy_update::Metrics;
 use crate::sharded_model::ShardedModel;
 use crate::{AdamWSettings, EngineError, Result};
 
@@ -15,6 +16,35 @@ pub struct AdamW {
     settings: AdamWSettings,
     moments: Vec<Option<Moments>>,
     step: u64,
+    /// Steps left out since the last one that was taken.
+    skipped_in_a_row: u32,
+}
+
+/// What became of an optimiser step; the same on every rank.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum OptimizerStep {
+    /// Parameters and moments have moved.
+    Taken {
+        /// Global norm of the gradients before clipping.
+        grad_norm: f64,
+    },
+    /// The gradients were not finite and were dropped; parameters, moments, step count and
+    /// average are as before.
+    Skipped,
+}
+
+impl OptimizerStep {
+    /// Adds `grad_norm` (of a step that was taken) and `skipped_steps` (0 or 1).
+    pub fn report(self, metrics: &mut Metrics) {
+        let skipped = match self {
+            Self::Taken { grad_norm } => {
+                metrics.insert("grad_norm".to_owned(), grad_norm);
+                0.0
+            }
+            Self::Skipped => 1.0,
+        };
+        metrics.insert("skipped_steps".to_owned(), skipped);
+    }
 }
 
 /// Running means of the gradient and of its square, `[S]`.
@@ -34,7 +64,7 @@ impl AdamW {
                 second_s: block.master().zeros_like(),
             })
         });
-        Self { settings, moments: moments.collect(), step: 0 }
+        Self { settings, moments: moments.collect(), step: 0, skipped_in_a_row: 0 }
     }
 
     /// Steps taken.
@@ -47,19 +77,37 @@ impl AdamW {
         self.step = step;
     }
 
+    /// Leaves a step out, if the settings still allow it.
+    fn skip(&mut self, norm: f64) -> Result<OptimizerStep> {
+        let (allowed, step) = (self.settings.max_skipped_steps, self.step);
+        if allowed == 0 {
+            let quantity = "the gradient norm".to_owned();
+            return Err(EngineError::NonFinite { quantity, value: norm, step });
+        }
+        self.skipped_in_a_row += 1;
+        let in_a_row = self.skipped_in_a_row;
+        if in_a_row > allowed {
+            return Err(EngineError::SkippedTooOften { in_a_row, allowed, value: norm, step });
+        }
+        tracing::warn!(norm, step, in_a_row, allowed, "gradient not finite, step skipped");
+        Ok(OptimizerStep::Skipped)
+    }
+
     pub(crate) fn moments(&self, block: usize) -> Option<&Moments> {
         self.moments[block].as_ref()
     }
 }
 
 impl ShardedModel {
-    /// Waits for all gradients, clips them by their global norm, steps, and clears them. Returns
-    /// the norm before clipping, the same on every rank.
+    /// Waits for all gradients, clips them by their global norm, steps, and clears them. Where
+    /// the norm is not finite the step is left out on every rank, as often in a row as
+    /// `max_skipped_steps` says.
     ///
     /// # Errors
-    /// [`EngineError::NonFinite`] when the norm is not finite; parameters and moments are then
-    /// as before. A failed collective.
-    pub fn optimizer_step_on(&mut self, learning_rate: f64) -> Result<f64> {
+    /// [`EngineError::NonFinite`], [`EngineError::SkippedTooOften`] when the norm is not finite
+    /// and no step may be left out (any more); parameters and moments are then as before. A
+    /// failed collective.
+    pub fn optimizer_step_on(&mut self, learning_rate: f64) -> Result<OptimizerStep> {
         let _guard = tch::no_grad_guard();
         self.finish_reductions()?;
         self.restart_passes();
@@ -77,9 +125,9 @@ impl ShardedModel {
             ));
         };
         if !norm.is_finite() {
-            let quantity = "the gradient norm".to_owned();
-            return Err(EngineError::NonFinite { quantity, value: norm, step: optimizer.step });
+            return optimizer.skip(norm);
         }
+        optimizer.skipped_in_a_row = 0;
         let limit = optimizer.settings.max_grad_norm;
         let scale = if limit > 0.0 { (limit / (norm + CLIP_EPSILON)).min(1.0) } else { 1.0 };
         let mut lists = StepLists::default();
@@ -107,7 +155,7 @@ impl ShardedModel {
         if let Some(ema) = &mut self.ema {
             ema.follow(&self.blocks, step);
         }
-        Ok(norm)
+        Ok(OptimizerStep::Taken { grad_norm: norm })
     }
 }
 

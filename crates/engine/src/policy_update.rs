@@ -19,6 +19,7 @@ use tch::{Kind, Tensor};
 use crate::head::{TokenGradients, TokenValues};
 use crate::mismatch::Mismatch;
 use crate::response_batch::{ResponseBatch, ResponseSample, micro_batches};
+use crate::optimizer::OptimizerStep;
 use crate::sharded_model::ShardedModel;
 use crate::{EngineError, Result};
 
@@ -112,7 +113,7 @@ fn cut<T>(samples: &[T], parts: usize) -> Vec<&[T]> {
 struct StepFigures {
     sums: StepSums,
     mismatch: Option<Mismatch>,
-    grad_norm: f64,
+    step: OptimizerStep,
 }
 
 /// Sums over the tokens of this rank.
@@ -140,8 +141,8 @@ fn mini_batch_step(
         let loss = MicroBatchLoss::new(&micro_batch, update, &denominators, model)?;
         loss.forward_backward(model, &mut sums, mismatch.as_mut())?;
     }
-    let grad_norm = model.optimizer_step_on(update.learning_rate)?;
-    Ok(StepFigures { sums, mismatch, grad_norm })
+    let step = model.optimizer_step_on(update.learning_rate)?;
+    Ok(StepFigures { sums, mismatch, step })
 }
 
 /// One micro-batch with everything the loss needs, on the device. M response tokens.
@@ -305,7 +306,9 @@ struct Figures {
     mismatch: Mismatch,
     grad_norm_sum: f64,
     grad_norm_max: f64,
-    steps: usize,
+    /// Steps that were taken.
+    taken: usize,
+    skipped: usize,
 }
 
 impl Figures {
@@ -315,9 +318,14 @@ impl Figures {
         if let Some(mismatch) = step.mismatch {
             self.mismatch = mismatch;
         }
-        self.grad_norm_sum += step.grad_norm;
-        self.grad_norm_max = self.grad_norm_max.max(step.grad_norm);
-        self.steps += 1;
+        match step.step {
+            OptimizerStep::Taken { grad_norm } => {
+                self.grad_norm_sum += grad_norm;
+                self.grad_norm_max = self.grad_norm_max.max(grad_norm);
+                self.taken += 1;
+            }
+            OptimizerStep::Skipped => self.skipped += 1,
+        }
     }
 
     fn metrics(self, model: &ShardedModel, update: &PolicyUpdate) -> Result<Metrics> {
@@ -325,7 +333,7 @@ impl Figures {
         let importance = self.sums.importance.as_array();
         let importance = ImportanceSums::from_array(model.sum_over_ranks(importance)?);
         let mismatch = self.mismatch.over_ranks(model)?;
-        let steps = self.steps.max(1) as f64;
+        let steps = (self.taken + self.skipped).max(1) as f64;
         let entries = [
             ("loss", sums.loss / steps),
             ("policy_loss", sums.policy_loss / steps),
@@ -335,12 +343,11 @@ impl Figures {
             ("clip_fraction", sums.clip_fraction()),
             ("clip_fraction_lower", sums.clip_fraction_lower()),
             ("approx_kl", sums.approx_kl_mean()),
-            ("grad_norm", self.grad_norm_sum / steps),
-            ("grad_norm_max", self.grad_norm_max),
             ("mismatch_max", mismatch.max),
             ("mismatch_mean", mismatch.mean()),
             ("tokens", sums.tokens),
-            ("optimizer_steps", self.steps as f64),
+            ("optimizer_steps", self.taken as f64),
+            ("skipped_steps", self.skipped as f64),
             ("learning_rate", update.learning_rate),
         ];
         let corrected = [
@@ -350,10 +357,16 @@ impl Figures {
             ("importance_masked", importance.masked_fraction()),
             ("importance_kl", importance.kl_mean()),
         ];
+        // A step that was left out has no norm.
+        let norms = [
+            ("grad_norm", self.grad_norm_sum / self.taken.max(1) as f64),
+            ("grad_norm_max", self.grad_norm_max),
+        ];
+        let norms = norms.into_iter().filter(|_| self.taken > 0 || self.skipped == 0);
         let corrected = corrected.into_iter().filter(|_| update.importance.is_some());
         let named = |(name, value): (&str, f64)| (name.to_owned(), value);
         // Adapters are never assumed to act: their norm is logged.
         let adapter = model.adapter_delta_norm()?.map(|norm| ("adapter_delta_norm", norm));
-        Ok(entries.into_iter().chain(corrected).chain(adapter).map(named).collect())
+        Ok(entries.into_iter().chain(norms).chain(corrected).chain(adapter).map(named).collect())
     }
 }

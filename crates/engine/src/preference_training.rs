@@ -17,6 +17,7 @@ use crate::lm_head::floats;
 use crate::micro_batch::Plan;
 use crate::policy_update::Metrics;
 use crate::response_batch::{ResponseBatch, ResponseSample};
+use crate::optimizer::OptimizerStep;
 use crate::sharded_model::ShardedModel;
 use crate::{EngineError, Result};
 
@@ -240,7 +241,7 @@ impl Figures {
 /// One optimiser step on a batch of pairs. Every rank passes the same pairs in the same order.
 /// Returns `loss`, `accuracy` (share of pairs whose better answer has the higher implicit
 /// reward), `margin` (mean difference of implicit rewards), `better_reward`, `worse_reward`,
-/// `pairs`, `grad_norm`, `learning_rate`, the same on every rank.
+/// `pairs`, `grad_norm` and `skipped_steps` ([`OptimizerStep::report`]), `learning_rate`, the same on every rank.
 ///
 /// # Errors
 /// A model with a score head or without optimiser, pairs that do not fit or lack the reference's
@@ -254,9 +255,9 @@ pub fn train_preferences(
 ) -> Result<Metrics> {
     let step = preference_step(model, pairs, objective, learning_rate);
     let step = step.inspect_err(|_| model.discard_gradients());
-    let (figures, grad_norm) = step.map_err(|error| error.at_step(model.optimizer_step()))?;
+    let (figures, step) = step.map_err(|error| error.at_step(model.optimizer_step()))?;
     let mut metrics = figures.metrics(model, pairs.len())?;
-    metrics.insert("grad_norm".to_owned(), grad_norm);
+    step.report(&mut metrics);
     metrics.insert("learning_rate".to_owned(), learning_rate);
     Ok(metrics)
 }
@@ -266,7 +267,7 @@ fn preference_step(
     pairs: &[AnswerPair],
     objective: &PreferenceObjective,
     learning_rate: f64,
-) -> Result<(Figures, f64)> {
+) -> Result<(Figures, OptimizerStep)> {
     let mut figures = Figures::default();
     for (_, members) in micro_batches(model, pairs, objective.needs_reference())? {
         let batch = PairBatch::new(members, model)?;

@@ -15,6 +15,7 @@ use crate::micro_batch::Plan;
 use crate::passes::leaves;
 use crate::policy_update::Metrics;
 use crate::response_batch::EMPTY_ROUND;
+use crate::optimizer::OptimizerStep;
 use crate::sharded_model::ShardedModel;
 use crate::{EngineError, Result};
 
@@ -172,7 +173,8 @@ fn no_score_head() -> EngineError {
 
 /// One optimiser step on a batch of pairs. Every rank passes the same pairs in the same order.
 /// Returns `loss`, `accuracy` (share of pairs ranked right), `margin` (mean difference of
-/// scores, positive where they are ranked right), `grad_norm`, `pairs`, `learning_rate`, with
+/// scores, positive where they are ranked right), `grad_norm` and `skipped_steps`
+/// ([`OptimizerStep::report`]), `pairs`, `learning_rate`, with
 /// sign terms `sign_accuracy` (share of texts whose cost has the right sign); the same on every
 /// rank.
 ///
@@ -187,21 +189,23 @@ pub fn train_pairs(
 ) -> Result<Metrics> {
     let step = pairs_step(model, pairs, loss, learning_rate);
     let step = step.inspect_err(|_| model.discard_gradients());
-    let (figures, grad_norm) = step.map_err(|error| error.at_step(model.optimizer_step()))?;
+    let (figures, step) = step.map_err(|error| error.at_step(model.optimizer_step()))?;
     let [loss_sum, correct, margin, signs] = model.sum_over_ranks(figures)?;
     let count = pairs.len() as f64;
     let mut entries = vec![
         ("loss", loss_sum),
         ("accuracy", correct / count),
         ("margin", margin / count),
-        ("grad_norm", grad_norm),
         ("pairs", count),
         ("learning_rate", learning_rate),
     ];
     if loss.needs_safety() {
         entries.push(("sign_accuracy", signs / (2.0 * count)));
     }
-    Ok(entries.into_iter().map(|(name, value)| (name.to_owned(), value)).collect())
+    let named = |(name, value): (&str, f64)| (name.to_owned(), value);
+    let mut metrics: Metrics = entries.into_iter().map(named).collect();
+    step.report(&mut metrics);
+    Ok(metrics)
 }
 
 fn pairs_step(
@@ -209,7 +213,7 @@ fn pairs_step(
     pairs: &[TextPair],
     loss: &ScoreLoss,
     learning_rate: f64,
-) -> Result<([f64; 4], f64)> {
+) -> Result<([f64; 4], OptimizerStep)> {
     if pairs.is_empty() {
         return Err(EngineError::Unsuited("a batch without pairs has no loss".to_owned()));
     }

@@ -101,6 +101,9 @@ pub struct AdamWSettings {
     pub weight_decay: f64,
     /// Gradients are scaled down to this global norm; 0 switches clipping off.
     pub max_grad_norm: f64,
+    /// Steps in a row that may be left out because their gradient is not finite; one more is an
+    /// error.
+    pub max_skipped_steps: u32,
 }
 
 impl AdamWSettings {
@@ -128,7 +131,14 @@ impl AdamWSettings {
 impl Default for AdamWSettings {
     /// PyTorch's defaults with a clipping norm of 1.
     fn default() -> Self {
-        Self { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01, max_grad_norm: 1.0 }
+        Self {
+            beta1: 0.9,
+            beta2: 0.999,
+            eps: 1e-8,
+            weight_decay: 0.01,
+            max_grad_norm: 1.0,
+            max_skipped_steps: 0,
+        }
     }
 }
 

@@ -13,6 +13,7 @@ use crate::head::{ChosenTokens, TokenGradients, TokenValues};
 use crate::micro_batch::Plan;
 use crate::policy_update::Metrics;
 use crate::response_batch::EMPTY_ROUND;
+use crate::optimizer::OptimizerStep;
 use crate::sharded_model::ShardedModel;
 use crate::{EngineError, Result};
 
@@ -89,7 +90,8 @@ impl TextBatch {
 }
 
 /// One optimiser step on a batch of texts. Every rank passes the same texts in the same order.
-/// Returns `loss` (mean −log p of a target, nats), `grad_norm`, `tokens` (targets), `texts`,
+/// Returns `loss` (mean −log p of a target, nats), `grad_norm` and `skipped_steps`
+/// ([`OptimizerStep::report`]), `tokens` (targets), `texts`,
 /// `learning_rate`, the same on every rank.
 ///
 /// # Errors
@@ -102,9 +104,9 @@ pub fn train_texts(
 ) -> Result<Metrics> {
     let step = texts_step(model, texts, learning_rate);
     let step = step.inspect_err(|_| model.discard_gradients());
-    let (loss, grad_norm) = step.map_err(|error| error.at_step(model.optimizer_step()))?;
+    let (loss, step) = step.map_err(|error| error.at_step(model.optimizer_step()))?;
     let mut metrics = metrics(texts, loss)?;
-    metrics.insert("grad_norm".to_owned(), grad_norm);
+    step.report(&mut metrics);
     metrics.insert("learning_rate".to_owned(), learning_rate);
     Ok(metrics)
 }
@@ -113,7 +115,7 @@ fn texts_step(
     model: &mut ShardedModel,
     texts: &[TargetText],
     learning_rate: f64,
-) -> Result<(f64, f64)> {
+) -> Result<(f64, OptimizerStep)> {
     let all_targets = all_targets(texts)?;
     let mut loss = 0.0;
     for batch in micro_batches(model, texts)? {

@@ -20,6 +20,11 @@ pub struct OptimizerConfig {
     /// Gradients are scaled down to this global norm.
     #[serde(default = "unit")]
     pub max_grad_norm: f64,
+    /// Optimiser steps in a row that may be skipped because their gradient is not finite. A skipped
+    /// step changes nothing; it is counted as `skipped_steps`, and the run warns of it. One more in
+    /// a row fails the run; 0: the first one does. A loss that is not finite always does.
+    #[serde(default)]
+    pub max_skipped_steps: u32,
     /// Steps over which the rate rises from 0.
     #[serde(default)]
     pub warmup_steps: u64,
@@ -68,6 +73,7 @@ impl OptimizerConfig {
             eps: eps(),
             weight_decay: 0.0,
             max_grad_norm: unit(),
+            max_skipped_steps: 0,
             warmup_steps: 0,
             schedule: Schedule::default(),
             ema: None,

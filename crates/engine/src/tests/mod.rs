@@ -7,6 +7,7 @@ mod policy;
 mod preferences;
 mod publication;
 mod rewards;
+mod skipped_steps;
 mod supervised;
 mod support;
 mod training_curve;

@@ -76,7 +76,14 @@ pub(super) fn settings() -> EngineSettings {
 /// A large epsilon makes a step nearly proportional to the gradient, so that a wrong gradient
 /// cannot hide behind AdamW's normalisation.
 pub(super) fn adamw() -> AdamWSettings {
-    AdamWSettings { beta1: 0.9, beta2: 0.95, eps: 0.1, weight_decay: 0.01, max_grad_norm: 0.5 }
+    AdamWSettings {
+        beta1: 0.9,
+        beta2: 0.95,
+        eps: 0.1,
+        weight_decay: 0.01,
+        max_grad_norm: 0.5,
+        ..AdamWSettings::default()
+    }
 }
 
 pub(super) fn plan(settings: EngineSettings) -> LoadPlan {

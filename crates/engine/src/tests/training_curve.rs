@@ -12,7 +12,7 @@ use super::support::{ranks, settings};
 use crate::head::{ChosenTokens, TokenGradients, TokenValues};
 use crate::micro_batch::Plan;
 use crate::{
-    AdamWSettings, EmaSettings, EngineSettings, LoadPlan, LoraPlan, Precision, ShardedModel,
+    AdamWSettings, EmaSettings, EngineSettings, LoadPlan, LoraPlan, OptimizerStep, Precision, ShardedModel,
 };
 
 #[derive(Deserialize)]
@@ -72,7 +72,8 @@ fn curves() -> Curves {
 impl Settings {
     fn adamw(&self) -> AdamWSettings {
         let Self { beta1, beta2, eps, weight_decay, max_grad_norm, .. } = *self;
-        AdamWSettings { beta1, beta2, eps, weight_decay, max_grad_norm }
+        let base = AdamWSettings::default();
+        AdamWSettings { beta1, beta2, eps, weight_decay, max_grad_norm, ..base }
     }
 
     /// transformers' `get_cosine_schedule_with_warmup`.
@@ -121,7 +122,10 @@ fn step(model: &mut ShardedModel, rows: &[Row], learning_rate: f64) -> (f64, f64
         };
         model.train_on_tokens(&packed, &chosen, 1.0, &mut token_loss).unwrap();
     }
-    (loss, model.optimizer_step_on(learning_rate).unwrap())
+    match model.optimizer_step_on(learning_rate).unwrap() {
+        OptimizerStep::Taken { grad_norm } => (loss, grad_norm),
+        OptimizerStep::Skipped => panic!("a finite gradient was skipped"),
+    }
 }
 
 fn train(
