@@ -128,7 +128,9 @@ pub(crate) fn status(error: EngineError) -> Status {
         | EngineError::Unsuited(_)
         | EngineError::Model(_)
         | EngineError::Loss(_) => Status::invalid_argument(message),
-        EngineError::NonFinite { .. } | EngineError::SkippedTooOften { .. } => Status::failed_precondition(message),
+        EngineError::NonFinite { .. } | EngineError::SkippedTooOften { .. } => {
+            Status::failed_precondition(message)
+        }
         EngineError::Checkpoint { .. } => Status::data_loss(message),
         EngineError::File { source, .. } if source.kind() == std::io::ErrorKind::StorageFull => {
             Status::resource_exhausted(message)

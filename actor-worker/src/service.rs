@@ -9,13 +9,13 @@ use plumb_algo::kl::{Clamps, Kind as KlKind};
 use plumb_engine::{EngineError, FileDigest, ShardedModel};
 use plumb_proto::actor::actor_service_server::ActorService;
 use plumb_proto::actor::{
-    AdoptAverageRequest, AdoptAverageResponse, AnswerLogProbsRequest, AnswerLogProbsResponse, CheckpointFile, EncodeRequest, EncodeResponse,
-    ExportRequest, ExportResponse, LoadCheckpointRequest, LoadCheckpointResponse, LoadRequest,
-    LoadResponse, LogProbsRequest, LogProbsResponse, MeasurePreferencesRequest,
-    MeasureTextsRequest, MetricsResponse, PublishRequest, PublishResponse, SampleKl,
-    SaveCheckpointRequest, SaveCheckpointResponse, ScorePairsRequest, ScorePairsResponse,
-    TrainPairsRequest, TrainPairsResponse, TrainPreferencesRequest, TrainTextsRequest,
-    UpdateRequest, UpdateResponse, WeightBucket,
+    AdoptAverageRequest, AdoptAverageResponse, AnswerLogProbsRequest, AnswerLogProbsResponse,
+    CheckpointFile, EncodeRequest, EncodeResponse, ExportRequest, ExportResponse,
+    LoadCheckpointRequest, LoadCheckpointResponse, LoadRequest, LoadResponse, LogProbsRequest,
+    LogProbsResponse, MeasurePreferencesRequest, MeasureTextsRequest, MetricsResponse,
+    PublishRequest, PublishResponse, SampleKl, SaveCheckpointRequest, SaveCheckpointResponse,
+    ScorePairsRequest, ScorePairsResponse, TrainPairsRequest, TrainPairsResponse,
+    TrainPreferencesRequest, TrainTextsRequest, UpdateRequest, UpdateResponse, WeightBucket,
 };
 use plumb_proto::object::{LogProbBatch, LogProbs};
 use plumb_proto::worker::CallContext;

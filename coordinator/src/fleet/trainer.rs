@@ -8,9 +8,9 @@ use std::sync::Arc;
 use plumb_config::{LoraConfig, OptimizerConfig, Recipe, ScoreHeadConfig};
 use plumb_proto::actor::{
     AnswerLogProbs, AnswerLogProbsRequest, AnswerPair, Dialogue, EncodeRequest, LoadRequest,
-    MeasurePreferencesRequest, MeasureTextsRequest, PairScore, PreferenceLossSpec,
-    ScoreHeadSpec, ScorePairsRequest, TargetText, TextPair, TrainPairsRequest,
-    TrainPreferencesRequest, TrainTextsRequest,
+    MeasurePreferencesRequest, MeasureTextsRequest, PairScore, PreferenceLossSpec, ScoreHeadSpec,
+    ScorePairsRequest, TargetText, TextPair, TrainPairsRequest, TrainPreferencesRequest,
+    TrainTextsRequest,
 };
 use plumb_proto::worker::CallContext;
 use tonic::Status;

@@ -18,10 +18,10 @@ pub use parse::Override;
 pub use plumb_domain::KlKind;
 pub use schema::{
     Advantage, AlgorithmConfig, CheckpointConfig, Component, ComponentKind, CostModelStage,
-    CpgdWeight, DataConfig, DataSources, DpoStage, Dtype, EmaConfig, EngineConfig, EvaluateStage, ExportStage,
-    GroupConfig, GroupsConfig, GrpoStage, ImportanceConfig, ImportanceKind, KlConfig, KlPlace,
-    LabelStage, LoraConfig, LoraTarget, LossConfig, LossKind, Measure, ModelConfig, OldLogps,
-    OnBadRow, OptimizerConfig, PreferenceLoss, PrepareStage, Recipe, RewardConfig,
+    CpgdWeight, DataConfig, DataSources, DpoStage, Dtype, EmaConfig, EngineConfig, EvaluateStage,
+    ExportStage, GroupConfig, GroupsConfig, GrpoStage, ImportanceConfig, ImportanceKind, KlConfig,
+    KlPlace, LabelStage, LoraConfig, LoraTarget, LossConfig, LossKind, Measure, ModelConfig,
+    OldLogps, OnBadRow, OptimizerConfig, PreferenceLoss, PrepareStage, Recipe, RewardConfig,
     RewardModelStage, RolloutConfig, SampleStage, SamplingConfig, Schedule, ScoreHeadConfig,
     ScoreHeadKind, ScoreInput, SftStage, Stage, Strategy, TimeoutConfig, Transform,
 };

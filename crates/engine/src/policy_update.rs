@@ -18,8 +18,8 @@ use tch::{Kind, Tensor};
 
 use crate::head::{TokenGradients, TokenValues};
 use crate::mismatch::Mismatch;
-use crate::response_batch::{ResponseBatch, ResponseSample, micro_batches};
 use crate::optimizer::OptimizerStep;
+use crate::response_batch::{ResponseBatch, ResponseSample, micro_batches};
 use crate::sharded_model::ShardedModel;
 use crate::{EngineError, Result};
 

@@ -15,9 +15,9 @@ use tch::{Kind, Tensor};
 use crate::head::{TokenGradients, TokenValues};
 use crate::lm_head::floats;
 use crate::micro_batch::Plan;
+use crate::optimizer::OptimizerStep;
 use crate::policy_update::Metrics;
 use crate::response_batch::{ResponseBatch, ResponseSample};
-use crate::optimizer::OptimizerStep;
 use crate::sharded_model::ShardedModel;
 use crate::{EngineError, Result};
 

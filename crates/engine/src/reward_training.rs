@@ -12,10 +12,10 @@ use tch::{Tensor, no_grad_guard};
 
 use crate::lm_head::floats;
 use crate::micro_batch::Plan;
+use crate::optimizer::OptimizerStep;
 use crate::passes::leaves;
 use crate::policy_update::Metrics;
 use crate::response_batch::EMPTY_ROUND;
-use crate::optimizer::OptimizerStep;
 use crate::sharded_model::ShardedModel;
 use crate::{EngineError, Result};
 

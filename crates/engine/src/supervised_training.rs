@@ -11,9 +11,9 @@ use tch::{Kind, Tensor};
 
 use crate::head::{ChosenTokens, TokenGradients, TokenValues};
 use crate::micro_batch::Plan;
+use crate::optimizer::OptimizerStep;
 use crate::policy_update::Metrics;
 use crate::response_batch::EMPTY_ROUND;
-use crate::optimizer::OptimizerStep;
 use crate::sharded_model::ShardedModel;
 use crate::{EngineError, Result};
 

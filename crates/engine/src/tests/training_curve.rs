@@ -12,7 +12,8 @@ use super::support::{ranks, settings};
 use crate::head::{ChosenTokens, TokenGradients, TokenValues};
 use crate::micro_batch::Plan;
 use crate::{
-    AdamWSettings, EmaSettings, EngineSettings, LoadPlan, LoraPlan, OptimizerStep, Precision, ShardedModel,
+    AdamWSettings, EmaSettings, EngineSettings, LoadPlan, LoraPlan, OptimizerStep, Precision,
+    ShardedModel,
 };
 
 #[derive(Deserialize)]
