@@ -3,7 +3,8 @@
 use std::path::PathBuf;
 
 use plumb_engine::{
-    AdamWSettings, EmaSettings, EngineSettings, LoadPlan, LoraPlan, OldLogProbs, PolicyUpdate,
+    AdamWSettings, EmaSettings, EngineSettings, LoadPlan, LoraPlan, OldLogProbs, ParameterGroup,
+    PolicyUpdate,
 };
 use plumb_model::{HeadSpec, LoraConfig, LoraTarget, ScoreHead};
 use plumb_proto::actor::{
@@ -80,6 +81,14 @@ fn ema(spec: &EmaSpec) -> EmaSettings {
     EmaSettings { decay: spec.decay, interval: spec.interval }
 }
 
+fn group(group: &plumb_proto::actor::ParameterGroup) -> ParameterGroup {
+    ParameterGroup {
+        pattern: group.pattern.clone(),
+        learning_rate_scale: group.learning_rate_scale,
+        weight_decay: group.weight_decay,
+    }
+}
+
 fn optimizer(spec: &OptimizerSpec) -> AdamWSettings {
     AdamWSettings {
         beta1: spec.beta1,
@@ -88,6 +97,8 @@ fn optimizer(spec: &OptimizerSpec) -> AdamWSettings {
         weight_decay: spec.weight_decay,
         max_grad_norm: spec.max_grad_norm,
         max_skipped_steps: spec.max_skipped_steps,
+        freeze: spec.freeze.clone(),
+        groups: spec.groups.iter().map(group).collect(),
     }
 }
 

@@ -125,6 +125,7 @@ pub(crate) fn status(error: EngineError) -> Status {
         EngineError::Setting { .. }
         | EngineError::SequenceTooLong { .. }
         | EngineError::Sample { .. }
+        | EngineError::Pattern { .. }
         | EngineError::Unsuited(_)
         | EngineError::Model(_)
         | EngineError::Loss(_) => Status::invalid_argument(message),

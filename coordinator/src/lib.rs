@@ -12,6 +12,7 @@ pub mod cli;
 pub mod cluster;
 pub mod fleet;
 pub mod job;
+pub mod learning_rate;
 pub mod ports;
 pub mod report;
 pub mod stage;

@@ -20,11 +20,14 @@ step is clip_grad_norm_, AdamW, then the cosine schedule with warm-up of transfo
 - `lora`: fp32, frozen base, y = W x + (alpha / rank) B A x on the target matrices, no dropout.
 - `ema`: fp32; also the evaluation loss of the last batch under the moving average
   `ema <- decay ema + (1 - decay) p`, updated after every step.
+- `groups`: fp32; parameters whose names match `freeze` are frozen, those that match a group's
+  pattern (the first that does) step with that group's rate and weight decay.
 """
 import copy
 import json
 import math
 import pathlib
+import re
 
 import torch
 from safetensors.torch import save_file
@@ -44,6 +47,9 @@ MAX_GRAD_NORM, WARMUP = 1.0, 3
 LORA = dict(rank=4, alpha=8, targets=["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj",
                                       "up_proj", "down_proj"])
 EMA_DECAY = 0.9
+FREEZE = [r"layers\.1\.", r"embed_tokens"]
+GROUPS = [dict(pattern=r"norm|bias$", weight_decay=0.0),
+          dict(pattern=r"layers\.[02]\.mlp", learning_rate_scale=0.25, weight_decay=0.5)]
 
 
 def starting_model():
@@ -91,8 +97,8 @@ def schedule(optimizer):
     return get_cosine_schedule_with_warmup(optimizer, WARMUP, STEPS)
 
 
-def train(model, parameters, steps, after=lambda: None):
-    optimizer = torch.optim.AdamW(parameters, **ADAMW)
+def train(model, parameters, steps, after=lambda: None, groups=None):
+    optimizer = torch.optim.AdamW(groups or parameters, **ADAMW)
     rate = schedule(optimizer)
     losses, norms = [], []
     for rows in steps:
@@ -126,6 +132,19 @@ def train_bf16(master, steps):
         rate.step()
         losses.append(loss.item())
     return {"losses": losses, "grad_norms": norms}
+
+
+def grouped(model):
+    """Freezes, and makes the groups of torch.optim.AdamW."""
+    groups = [{"params": [], "lr": ADAMW["lr"] * group.get("learning_rate_scale", 1.0),
+               "weight_decay": group["weight_decay"]} for group in GROUPS]
+    rest = {"params": []}
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad = not any(re.search(pattern, name) for pattern in FREEZE)
+        if parameter.requires_grad:
+            own = (made for group, made in zip(GROUPS, groups) if re.search(group["pattern"], name))
+            next(own, rest)["params"].append(parameter)
+    return [rest, *groups]
 
 
 class LoraLinear(torch.nn.Module):
@@ -194,6 +213,12 @@ def main():
     model = copy.deepcopy(start)
     save_adapter(add_adapter(model))
     cases["lora"] = train(model, [p for p in model.parameters() if p.requires_grad], steps)
+
+    model = copy.deepcopy(start)
+    groups = grouped(model)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    cases["groups"] = train(model, trained, steps, groups=groups)
+    cases["groups"] |= {"freeze": FREEZE, "groups": GROUPS}
 
     settings = {"lr": ADAMW["lr"], "beta1": ADAMW["betas"][0], "beta2": ADAMW["betas"][1],
                 "eps": ADAMW["eps"], "weight_decay": ADAMW["weight_decay"],

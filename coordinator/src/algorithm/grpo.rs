@@ -19,6 +19,7 @@ use plumb_proto::actor::{ImportanceSpec, PolicyLossSpec, SampleAdvantage, TokenA
 use plumb_telemetry::metric;
 
 use super::Algorithm;
+use crate::learning_rate::learning_rate;
 use crate::ports::{Generation, PhaseError, SampleScores, UpdatePlan};
 
 /// GRPO as a recipe sets it.
@@ -142,9 +143,11 @@ impl Algorithm for Grpo {
             tracing::warn!(step = step.0, failed = failed.len(), %error, "rewards failed");
         }
         let algorithm = &self.recipe.algorithm;
+        let rates = learning_rate(&algorithm.optimizer, algorithm.steps)
+            .map_err(|error| PhaseError::Failed(format!("step {step}: {error}")))?;
         Ok(UpdatePlan {
             advantages: plan,
-            learning_rate: algorithm.optimizer.learning_rate_at(step.0, algorithm.steps),
+            learning_rate: rates.rate(step.0),
             metrics,
             rewards: rewarded.iter().map(|r| (r.sample_id.to_owned(), r.reward)).collect(),
         })

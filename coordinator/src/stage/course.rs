@@ -14,6 +14,7 @@ use rand_chacha::ChaCha8Rng;
 use super::skipped::warn_of_skipped;
 use super::{Figures, StageContext};
 use crate::job::error::JobError;
+use crate::learning_rate::learning_rate;
 use crate::ports::{Answer, PhaseError};
 
 /// Whole repeats of a stage after a lost rank: it is short and keeps no checkpoint.
@@ -59,12 +60,13 @@ pub(super) async fn run(
 ) -> Result<Figures, JobError> {
     let batches = batches(course, context.recipe.seed);
     let steps = batches.len() as u64;
+    let rates = learning_rate(course.optimizer, steps)
+        .map_err(|error| PhaseError::Failed(error.to_string()))?;
     let before = learner.measure(0).await?;
     let mut after = Figures::new();
     for (step, rows) in (0..).zip(&batches) {
         let start = Instant::now();
-        let rate = course.optimizer.learning_rate_at(step, steps);
-        let mut figures = learner.train(step, rows, rate).await?;
+        let mut figures = learner.train(step, rows, rates.rate(step)).await?;
         warn_of_skipped(&context.events, course.stage, step + 1, &figures);
         let done = step + 1;
         if done == steps {

@@ -16,7 +16,7 @@ const SOURCES: [&str; 10] = [
 ];
 
 /// Tables in the order of the document: how they stand in a recipe, and their struct.
-const TABLES: [(&str, &str); 33] = [
+const TABLES: [(&str, &str); 34] = [
     ("(top level)", "Recipe"),
     ("[model]", "ModelConfig"),
     ("[data]", "DataConfig"),
@@ -30,6 +30,7 @@ const TABLES: [(&str, &str); 33] = [
     ("[algorithm.loss.importance]", "ImportanceConfig"),
     ("[algorithm.kl]", "KlConfig"),
     ("[algorithm.optimizer]", "OptimizerConfig"),
+    ("[[algorithm.optimizer.group]]", "ParameterGroupConfig"),
     ("[algorithm.optimizer.ema]", "EmaConfig"),
     ("[algorithm.lora]", "LoraConfig"),
     ("[reward]", "RewardConfig"),
@@ -169,6 +170,7 @@ fn plain_type(kind: &str) -> String {
         "u32" | "u64" | "usize" => "integer".into(),
         "f64" => "number".into(),
         "[f64; 2]" => "two numbers".into(),
+        "(u64, f64)" => "pairs of integer and number".into(),
         kind if kind.contains("Table") || kind.contains("BTreeMap") => "table".into(),
         kind if kind.ends_with("Config") || ["Stage", "Component", "Measure"].contains(&kind) => {
             "table".into()

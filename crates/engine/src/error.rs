@@ -64,6 +64,16 @@ pub enum EngineError {
         /// Optimiser steps taken before.
         step: u64,
     },
+    /// A pattern over parameter names that does not do what it was written for.
+    #[error("{key} pattern \"{pattern}\" {problem}")]
+    Pattern {
+        /// The setting.
+        key: &'static str,
+        /// The regular expression.
+        pattern: String,
+        /// What is wrong with it.
+        problem: String,
+    },
     /// A checkpoint that cannot be trusted or does not belong to this model.
     #[error("checkpoint {path}: {problem}", path = path.display())]
     Checkpoint {

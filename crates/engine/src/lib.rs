@@ -32,6 +32,7 @@ pub mod log_probs;
 pub mod micro_batch;
 pub mod mismatch;
 mod optimizer;
+mod parameter_rules;
 mod passes;
 pub mod policy_update;
 pub mod preference_training;
@@ -49,6 +50,7 @@ pub use ema::EmaSettings;
 pub use error::{EngineError, Result};
 pub use log_probs::{ResponseLogProbs, log_probs};
 pub use optimizer::{AdamW, OptimizerStep};
+pub use parameter_rules::ParameterGroup;
 pub use passes::Trace;
 pub use policy_update::{Metrics, OldLogProbs, PolicySample, PolicyUpdate, update_policy};
 pub use preference_training::{

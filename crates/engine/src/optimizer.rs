@@ -1,8 +1,11 @@
 //! AdamW on shards, with clipping by the norm over all ranks.
 
+use std::collections::BTreeMap;
+
 use tch::Tensor;
 
 use crate::flat::FlatBlock;
+use crate::parameter_rules::groups_of;
 use crate::policy_update::Metrics;
 use crate::sharded_model::ShardedModel;
 use crate::{AdamWSettings, EngineError, Result};
@@ -15,6 +18,8 @@ const CLIP_EPSILON: f64 = 1e-6;
 pub struct AdamW {
     settings: AdamWSettings,
     moments: Vec<Option<Moments>>,
+    /// Group of every parameter, by block and slot.
+    groups: Vec<Vec<Option<usize>>>,
     step: u64,
     /// Steps left out since the last one that was taken.
     skipped_in_a_row: u32,
@@ -56,15 +61,20 @@ pub(crate) struct Moments {
 
 impl AdamW {
     /// Zero moments for every trainable block.
-    #[must_use]
-    pub fn new(settings: AdamWSettings, blocks: &[FlatBlock]) -> Self {
+    ///
+    /// # Errors
+    /// A group whose pattern no parameter has.
+    pub fn new(settings: AdamWSettings, blocks: &[FlatBlock]) -> Result<Self> {
+        settings.validate()?;
+        let groups = groups_of(&settings.groups, blocks)?;
         let moments = blocks.iter().map(|block| {
             block.trainable.then(|| Moments {
                 first_s: block.master().zeros_like(),
                 second_s: block.master().zeros_like(),
             })
         });
-        Self { settings, moments: moments.collect(), step: 0, skipped_in_a_row: 0 }
+        let moments = moments.collect();
+        Ok(Self { settings, moments, groups, step: 0, skipped_in_a_row: 0 })
     }
 
     /// Steps taken.
@@ -91,6 +101,20 @@ impl AdamW {
         }
         tracing::warn!(norm, step, in_a_row, allowed, "gradient not finite, step skipped");
         Ok(OptimizerStep::Skipped)
+    }
+
+    /// Rate and decay of a group at a step of this learning rate.
+    fn rule(&self, group: Option<usize>, learning_rate: f64) -> plumb_torch::AdamW {
+        let AdamWSettings { beta1, beta2, eps, weight_decay, .. } = self.settings;
+        let all = plumb_torch::AdamW { lr: learning_rate, beta1, beta2, eps, weight_decay };
+        match group.map(|index| &self.settings.groups[index]) {
+            None => all,
+            Some(group) => plumb_torch::AdamW {
+                lr: learning_rate * group.learning_rate_scale,
+                weight_decay: group.weight_decay.unwrap_or(weight_decay),
+                ..all
+            },
+        }
     }
 
     pub(crate) fn moments(&self, block: usize) -> Option<&Moments> {
@@ -130,7 +154,7 @@ impl ShardedModel {
         optimizer.skipped_in_a_row = 0;
         let limit = optimizer.settings.max_grad_norm;
         let scale = if limit > 0.0 { (limit / (norm + CLIP_EPSILON)).min(1.0) } else { 1.0 };
-        let mut lists = StepLists::default();
+        let mut lists: BTreeMap<Option<usize>, StepLists> = BTreeMap::new();
         for (index, grad_s) in grads.into_iter().enumerate() {
             if let (Some(mut grad_s), Some(moments)) = (grad_s, &optimizer.moments[index]) {
                 if scale < 1.0 {
@@ -138,19 +162,17 @@ impl ShardedModel {
                 }
                 let block = &mut self.blocks[index];
                 let master_s = block.master_mut().shallow_clone();
-                for (start, count) in block.trained_runs(self.comm.rank()) {
-                    lists.push(
-                        [&master_s, &grad_s, &moments.first_s, &moments.second_s]
-                            .map(|vector_s| vector_s.narrow(0, start, count)),
-                        optimizer.step,
-                    );
+                for run in block.trained_runs(self.comm.rank(), &optimizer.groups[index]) {
+                    let vectors = [&master_s, &grad_s, &moments.first_s, &moments.second_s]
+                        .map(|vector_s| vector_s.narrow(0, run.first, run.count));
+                    lists.entry(run.group).or_default().push(vectors, optimizer.step);
                 }
             }
         }
         optimizer.step += 1;
-        let AdamWSettings { beta1, beta2, eps, weight_decay, .. } = optimizer.settings;
-        let adamw = plumb_torch::AdamW { lr: learning_rate, beta1, beta2, eps, weight_decay };
-        lists.step(adamw)?;
+        for (group, lists) in lists {
+            lists.step(optimizer.rule(group, learning_rate))?;
+        }
         let step = optimizer.step;
         if let Some(ema) = &mut self.ema {
             ema.follow(&self.blocks, step);

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind};
 
-use crate::EngineError;
+use crate::{EngineError, ParameterGroup};
 
 /// Floating point type of a copy of the parameters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -89,7 +89,7 @@ impl EngineSettings {
 }
 
 /// AdamW as in Loshchilov & Hutter 2019 (decoupled weight decay) with clipping by global norm.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct AdamWSettings {
     /// Decay of the first moment.
     pub beta1: f64,
@@ -97,13 +97,17 @@ pub struct AdamWSettings {
     pub beta2: f64,
     /// Added to the square root of the second moment.
     pub eps: f64,
-    /// Decoupled decay, on every parameter.
+    /// Decoupled decay of every parameter without a group that says otherwise.
     pub weight_decay: f64,
     /// Gradients are scaled down to this global norm; 0 switches clipping off.
     pub max_grad_norm: f64,
     /// Steps in a row that may be left out because their gradient is not finite; one more is an
     /// error.
     pub max_skipped_steps: u32,
+    /// Regular expressions over parameter names; what one is found in is not trained.
+    pub freeze: Vec<String>,
+    /// Parameters with a rate or decay of their own.
+    pub groups: Vec<ParameterGroup>,
 }
 
 impl AdamWSettings {
@@ -124,7 +128,15 @@ impl AdamWSettings {
         unit("beta2", self.beta2)?;
         not_negative("eps", self.eps)?;
         not_negative("weight_decay", self.weight_decay)?;
-        not_negative("max_grad_norm", self.max_grad_norm)
+        not_negative("max_grad_norm", self.max_grad_norm)?;
+        for group in &self.groups {
+            if !(group.learning_rate_scale > 0.0 && group.learning_rate_scale.is_finite()) {
+                let key = "group.learning_rate_scale";
+                return setting(key, group.learning_rate_scale, "a finite number above 0");
+            }
+            not_negative("group.weight_decay", group.weight_decay.unwrap_or(0.0))?;
+        }
+        Ok(())
     }
 }
 
@@ -138,6 +150,8 @@ impl Default for AdamWSettings {
             weight_decay: 0.01,
             max_grad_norm: 1.0,
             max_skipped_steps: 0,
+            freeze: Vec::new(),
+            groups: Vec::new(),
         }
     }
 }

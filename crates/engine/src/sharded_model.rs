@@ -11,6 +11,7 @@ use crate::adapters::{Adapters, LoraPlan, trained_whole};
 use crate::ema::{Ema, EmaSettings};
 use crate::flat::{FlatBlock, Layout, Reduction};
 use crate::optimizer::AdamW;
+use crate::parameter_rules::freeze;
 use crate::{AdamWSettings, EngineError, EngineSettings, Result};
 
 /// Gradient reductions that may be on their way at once; more would only hold memory.
@@ -76,7 +77,7 @@ impl ShardedModel {
             None => None,
         };
         let mut model = Self {
-            blocks: zero_blocks(&specs, adapters.as_ref(), &plan, comm.world_size()),
+            blocks: zero_blocks(&specs, adapters.as_ref(), &plan, comm.world_size())?,
             adapters,
             decoder,
             head: plan.head,
@@ -90,8 +91,7 @@ impl ShardedModel {
         };
         crate::load::fill(&mut model, folder, plan.head_seed)?;
         if let Some(settings) = plan.optimizer {
-            settings.validate()?;
-            model.optimizer = Some(AdamW::new(settings, &model.blocks));
+            model.optimizer = Some(AdamW::new(settings, &model.blocks)?);
         }
         if let Some(settings) = plan.ema {
             settings.validate()?;
@@ -291,23 +291,39 @@ fn zero_blocks(
     adapters: Option<&Adapters>,
     plan: &LoadPlan,
     ranks: usize,
-) -> Vec<FlatBlock> {
-    let EngineSettings { compute, device, frozen_layers, .. } = plan.settings;
-    let optimized = plan.optimizer.is_some();
-    let head = specs.len() - 1;
-    let trained = |index: usize, spec: &BlockSpec| -> Vec<bool> {
-        // The embedding is frozen with the first layer.
-        let frozen = frozen_layers > 0 && index <= frozen_layers && index != head;
-        let trained = |param| match adapters {
-            Some(_) => trained_whole(spec, param),
-            None => !frozen,
-        };
-        spec.params.iter().map(|param| optimized && trained(param)).collect()
-    };
-    let block = |spec: &BlockSpec, trained| {
+) -> Result<Vec<FlatBlock>> {
+    let EngineSettings { compute, device, .. } = plan.settings;
+    let added = adapters.iter().flat_map(|adapters| &adapters.specs);
+    let blocks: Vec<&BlockSpec> = specs.iter().chain(added).collect();
+    let trained = trained_slots(&blocks, specs.len(), adapters.is_some(), plan)?;
+    let block = |(spec, trained): (&&BlockSpec, Vec<bool>)| {
         FlatBlock::zeros(Layout::new(spec, ranks), trained, compute.kind(), device)
     };
-    let base = specs.iter().enumerate().map(|(index, spec)| block(spec, trained(index, spec)));
-    let added = adapters.iter().flat_map(|adapters| &adapters.specs);
-    base.chain(added.map(|spec| block(spec, vec![optimized; spec.params.len()]))).collect()
+    Ok(blocks.iter().zip(trained).map(block).collect())
+}
+
+/// Which parameters are trained, by block and slot. The first `own` blocks are the model's.
+fn trained_slots(
+    blocks: &[&BlockSpec],
+    own: usize,
+    adapted: bool,
+    plan: &LoadPlan,
+) -> Result<Vec<Vec<bool>>> {
+    let frozen_layers = plan.settings.frozen_layers;
+    let of_block = |(index, spec): (usize, &&BlockSpec)| -> Vec<bool> {
+        // The embedding is frozen with the first layer.
+        let frozen = frozen_layers > 0 && index <= frozen_layers && index != own - 1;
+        let trained = |param| match adapted {
+            true => index >= own || trained_whole(spec, param),
+            false => !frozen,
+        };
+        spec.params.iter().map(|param| plan.optimizer.is_some() && trained(param)).collect()
+    };
+    let mut trained: Vec<_> = blocks.iter().enumerate().map(of_block).collect();
+    if let Some(optimizer) = &plan.optimizer {
+        let names = |spec: &&BlockSpec| spec.params.iter().map(|p| p.name.clone()).collect();
+        let names: Vec<Vec<String>> = blocks.iter().map(names).collect();
+        freeze(&optimizer.freeze, &names, &mut trained)?;
+    }
+    Ok(trained)
 }

@@ -25,15 +25,67 @@ pub struct OptimizerConfig {
     /// a row fails the run; 0: the first one does. A loss that is not finite always does.
     #[serde(default)]
     pub max_skipped_steps: u32,
-    /// Steps over which the rate rises from 0.
+    /// Steps over which the rate rises to its peak, a `1 / (warmup_steps + 1)` of it in the first
+    /// step. (HF starts at 0: its first step does not move.)
     #[serde(default)]
     pub warmup_steps: u64,
-    /// What follows the warm-up: `constant`, `linear` or `cosine` (to 0).
+    /// Share of the steps that are warm-up, rounded up, in place of `warmup_steps`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub warmup_ratio: Option<f64>,
+    /// What follows the warm-up: `constant`, `linear`, `cosine` (as HF's schedules of these names)
+    /// or `steps` (as `rates` says).
     #[serde(default)]
     pub schedule: Schedule,
+    /// Share of the peak that `linear` and `cosine` end at (HF's `cosine_with_min_lr`).
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub min_learning_rate_ratio: f64,
+    /// Of `schedule = "steps"`: pairs of a step, counted from 0, and the learning rate from it on,
+    /// for example `[[8000, 1e-7]]`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub rates: Vec<(u64, f64)>,
+    /// Regular expressions over the parameters' names in a Hugging Face folder, found anywhere in a
+    /// name; what one is found in is not trained, for example `["^model\\.embed_tokens",
+    /// "layers\\.[0-3]\\."]`. One that finds nothing to freeze is an error.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub freeze: Vec<String>,
+    /// Parameters with a rate or decay of their own.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub group: Vec<ParameterGroupConfig>,
     /// Moving average of the trained parameters; absent: none is kept.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ema: Option<EmaConfig>,
+}
+
+/// Parameters that step with a rate or decay of their own; the first group whose pattern is found
+/// in a name has the parameter. A group that is left without any is an error. No decay on norms
+/// and biases, as is common: `pattern = "norm|bias$"`, `weight_decay = 0.0`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ParameterGroupConfig {
+    /// Regular expression over the parameters' names in a Hugging Face folder, found anywhere in a
+    /// name.
+    pub pattern: String,
+    /// Peak learning rate of the group; it follows the same schedule. Not with
+    /// `learning_rate_scale`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub learning_rate: Option<f64>,
+    /// Factor of the learning rate.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub learning_rate_scale: Option<f64>,
+    /// Decoupled weight decay; absent: that of all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub weight_decay: Option<f64>,
+}
+
+impl ParameterGroupConfig {
+    /// Factor of the learning rate of all, whose peak is `peak`.
+    #[must_use]
+    pub fn scale(&self, peak: f64) -> f64 {
+        match self.learning_rate {
+            Some(own) => own / peak,
+            None => self.learning_rate_scale.unwrap_or(1.0),
+        }
+    }
 }
 
 /// A moving average of the trained parameters, `ema <- decay ema + (1 - decay) p`, kept in fp32
@@ -58,10 +110,12 @@ pub enum Schedule {
     /// Stays at the peak.
     #[default]
     Constant,
-    /// Falls in a line to 0.
+    /// Falls in a line.
     Linear,
-    /// Falls along half a cosine to 0.
+    /// Falls along half a cosine.
     Cosine,
+    /// Changes at given steps.
+    Steps,
 }
 
 impl OptimizerConfig {
@@ -75,25 +129,22 @@ impl OptimizerConfig {
             max_grad_norm: unit(),
             max_skipped_steps: 0,
             warmup_steps: 0,
+            warmup_ratio: None,
             schedule: Schedule::default(),
+            min_learning_rate_ratio: 0.0,
+            rates: Vec::new(),
+            freeze: Vec::new(),
+            group: Vec::new(),
             ema: None,
         }
     }
 
-    /// Learning rate of step `step` (from 0) of `steps`, as HF's schedules have it, with the
-    /// warm-up counted so that the first step already moves.
+    /// Steps of the warm-up in a run of `steps` steps.
     #[must_use]
-    pub fn learning_rate_at(&self, step: u64, steps: u64) -> f64 {
-        let peak = self.learning_rate;
-        if step < self.warmup_steps {
-            return peak * (step + 1) as f64 / (self.warmup_steps + 1) as f64;
-        }
-        let span = steps.saturating_sub(self.warmup_steps).max(1) as f64;
-        let done = ((step - self.warmup_steps) as f64 / span).min(1.0);
-        match self.schedule {
-            Schedule::Constant => peak,
-            Schedule::Linear => peak * (1.0 - done),
-            Schedule::Cosine => peak * 0.5 * (1.0 + (std::f64::consts::PI * done).cos()),
+    pub fn warmup(&self, steps: u64) -> u64 {
+        match self.warmup_ratio {
+            Some(ratio) => (ratio * steps as f64).ceil() as u64,
+            None => self.warmup_steps,
         }
     }
 }
@@ -103,6 +154,9 @@ fn one() -> u64 {
 }
 fn unit() -> f64 {
     1.0
+}
+fn is_zero(value: &f64) -> bool {
+    *value == 0.0
 }
 fn betas() -> [f64; 2] {
     [0.9, 0.95]
@@ -115,17 +169,10 @@ fn eps() -> f64 {
 mod tests {
     use super::*;
 
-    fn optimizer(schedule: Schedule) -> OptimizerConfig {
-        OptimizerConfig { warmup_steps: 1, schedule, ..OptimizerConfig::of(1.0) }
-    }
-
     #[test]
-    fn the_rate_rises_then_follows_its_schedule() {
-        let linear = optimizer(Schedule::Linear);
-        let rates: Vec<f64> = (0..5).map(|step| linear.learning_rate_at(step, 5)).collect();
-        assert_eq!(rates, [0.5, 1.0, 0.75, 0.5, 0.25]);
-        let cosine = optimizer(Schedule::Cosine);
-        assert!((cosine.learning_rate_at(3, 5) - 0.5).abs() < 1e-12);
-        assert_eq!(optimizer(Schedule::Constant).learning_rate_at(99, 5), 1.0);
+    fn a_ratio_of_the_steps_is_rounded_up_as_hf_does() {
+        let of = |warmup_ratio| OptimizerConfig { warmup_ratio, ..OptimizerConfig::of(1.0) };
+        assert_eq!(of(Some(0.03)).warmup(101), 4);
+        assert_eq!(of(None).warmup(101), 0);
     }
 }

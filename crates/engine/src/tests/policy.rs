@@ -294,8 +294,10 @@ fn frozen_layers_keep_their_values_and_the_others_train_as_before() {
     let train = |frozen_layers: usize, world: usize| {
         ranks(world, |comm| {
             let settings = EngineSettings { frozen_layers, ..settings() };
-            let mut model =
-                tiny.load(crate::LoadPlan { optimizer: Some(unclipped), ..plan(settings) }, comm);
+            let mut model = tiny.load(
+                crate::LoadPlan { optimizer: Some(unclipped.clone()), ..plan(settings) },
+                comm,
+            );
             let before = weights(&model);
             update_policy(&mut model, &samples(), &update).unwrap();
             let frozen: i64 =

@@ -12,8 +12,8 @@ use super::support::{ranks, settings};
 use crate::head::{ChosenTokens, TokenGradients, TokenValues};
 use crate::micro_batch::Plan;
 use crate::{
-    AdamWSettings, EmaSettings, EngineSettings, LoadPlan, LoraPlan, OptimizerStep, Precision,
-    ShardedModel,
+    AdamWSettings, EmaSettings, EngineSettings, LoadPlan, LoraPlan, OptimizerStep, ParameterGroup,
+    Precision, ShardedModel,
 };
 
 #[derive(Deserialize)]
@@ -47,6 +47,23 @@ struct Cases {
     bf16: Curve,
     lora: Curve,
     ema: AveragedLoss,
+    groups: GroupedCurve,
+}
+
+#[derive(Deserialize)]
+struct GroupedCurve {
+    #[serde(flatten)]
+    curve: Curve,
+    freeze: Vec<String>,
+    groups: Vec<Group>,
+}
+
+#[derive(Deserialize)]
+struct Group {
+    pattern: String,
+    #[serde(default)]
+    learning_rate_scale: Option<f64>,
+    weight_decay: f64,
 }
 
 #[derive(Deserialize)]
@@ -132,7 +149,7 @@ fn step(model: &mut ShardedModel, rows: &[Row], learning_rate: f64) -> (f64, f64
 fn train(
     curves: &Curves,
     settings: EngineSettings,
-    lora: Option<&LoraPlan>,
+    (optimizer, lora): (&AdamWSettings, Option<&LoraPlan>),
     world_size: usize,
 ) -> Curve {
     let run = |comm: Box<dyn Collective>| {
@@ -140,7 +157,7 @@ fn train(
             head: HeadSpec::CausalLm,
             head_seed: 0,
             settings: settings.clone(),
-            optimizer: Some(curves.settings.adamw()),
+            optimizer: Some(optimizer.clone()),
             lora: lora.cloned(),
             ema: None,
         };
@@ -174,7 +191,12 @@ fn assert_curve(got: &[f64], expected: &[f64], relative: f64, what: &str) -> f64
 const BUDGETS_TOKENS: [usize; 2] = [1000, 48];
 
 /// Every cut must give PyTorch's curve.
-fn assert_every_cut(curves: &Curves, expected: &Curve, lora: Option<&LoraPlan>, what: &str) {
+fn assert_every_cut(
+    curves: &Curves,
+    expected: &Curve,
+    trained: (&AdamWSettings, Option<&LoraPlan>),
+    what: &str,
+) {
     let mut worst: f64 = 0.0;
     for world_size in [1, 2, 4] {
         for (recompute, reshard_after_forward) in
@@ -191,7 +213,7 @@ fn assert_every_cut(curves: &Curves, expected: &Curve, lora: Option<&LoraPlan>, 
                     "{what}, world size {world_size}, recompute {recompute}, reshard \
                      {reshard_after_forward}, {micro_batch_tokens} tokens"
                 );
-                let curve = train(curves, settings, lora, world_size);
+                let curve = train(curves, settings, trained, world_size);
                 worst = worst.max(assert_curve(&curve.losses, &expected.losses, 1e-5, &what));
                 assert_curve(&curve.grad_norms, &expected.grad_norms, 1e-4, &what);
             }
@@ -203,7 +225,8 @@ fn assert_every_cut(curves: &Curves, expected: &Curve, lora: Option<&LoraPlan>, 
 #[test]
 fn fp32_steps_equal_pytorchs_however_the_model_and_the_batch_are_cut() {
     let curves = curves();
-    assert_every_cut(&curves, &curves.cases.fp32, None, "fp32");
+    let adamw = curves.settings.adamw();
+    assert_every_cut(&curves, &curves.cases.fp32, (&adamw, None), "fp32");
 }
 
 #[test]
@@ -212,7 +235,46 @@ fn lora_steps_equal_pytorchs_however_the_model_and_the_batch_are_cut() {
     let config = LoraConfig::new(4, 8.0, 0.0, &LoraTarget::ALL).unwrap();
     let folder = data().join("train-qwen2/adapter");
     let lora = LoraPlan { config, seed: 0, folder: Some(folder) };
-    assert_every_cut(&curves, &curves.cases.lora, Some(&lora), "lora");
+    let adamw = curves.settings.adamw();
+    assert_every_cut(&curves, &curves.cases.lora, (&adamw, Some(&lora)), "lora");
+}
+
+#[test]
+fn frozen_and_grouped_parameters_step_as_pytorchs_parameter_groups() {
+    let curves = curves();
+    let expected = &curves.cases.groups;
+    let group = |group: &Group| ParameterGroup {
+        pattern: group.pattern.clone(),
+        learning_rate_scale: group.learning_rate_scale.unwrap_or(1.0),
+        weight_decay: Some(group.weight_decay),
+    };
+    let adamw = AdamWSettings {
+        freeze: expected.freeze.clone(),
+        groups: expected.groups.iter().map(group).collect(),
+        ..curves.settings.adamw()
+    };
+    assert_every_cut(&curves, &expected.curve, (&adamw, None), "groups");
+}
+
+#[test]
+fn a_pattern_that_fits_no_parameter_is_refused_by_name() {
+    let curves = curves();
+    let refused = |adamw: AdamWSettings| {
+        let plan = LoadPlan { optimizer: Some(adamw), ..super::support::plan(settings()) };
+        let comm = Box::new(plumb_collective::solo());
+        ShardedModel::load(&data().join("train-qwen2"), plan, comm).err().unwrap().to_string()
+    };
+    let base = curves.settings.adamw();
+    let message = refused(AdamWSettings { freeze: vec!["visual".into()], ..base.clone() });
+    assert!(message.contains("freeze pattern \"visual\""), "{message}");
+    let group = ParameterGroup {
+        pattern: "embed_tokens".into(),
+        learning_rate_scale: 0.5,
+        weight_decay: None,
+    };
+    let frozen_too = AdamWSettings { freeze: vec!["embed".into()], groups: vec![group], ..base };
+    let message = refused(frozen_too);
+    assert!(message.contains("group pattern \"embed_tokens\""), "{message}");
 }
 
 /// Mean negative log-prob of one batch, without gradients; this rank computes it whole.
@@ -288,7 +350,7 @@ fn bf16_steps_stay_within_a_hundredth_of_pytorchs() {
     let curves = curves();
     for world_size in [1, 2] {
         let settings = EngineSettings { compute: Precision::Bf16, ..settings() };
-        let curve = train(&curves, settings, None, world_size);
+        let curve = train(&curves, settings, (&curves.settings.adamw(), None), world_size);
         let what = format!("bf16, world size {world_size}");
         let worst = assert_curve(&curve.losses, &curves.cases.bf16.losses, 1e-2, &what);
         eprintln!("{what}: largest relative error of a loss {worst:.2e}");
