@@ -30,6 +30,7 @@ use tonic::service::Routes;
 use crate::cluster::AgentToken;
 
 pub use node::NodeError;
+pub(crate) use node::gpus;
 use process::Processes;
 
 /// How an agent is run.

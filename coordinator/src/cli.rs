@@ -3,6 +3,7 @@
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
 mod args;
+mod doctor;
 mod explain;
 mod follow;
 mod import;
@@ -68,6 +69,7 @@ async fn run(command: Command) -> anyhow::Result<Ended> {
         Command::Submit(args) => submit::run(args).await,
         Command::Nodes(args) => submit::nodes(args).await,
         Command::Explain(args) => explain::run(&args),
+        Command::Doctor(args) => doctor::run(&args),
         Command::Import(args) => import::run(&args),
         Command::Version => {
             println!("plumb {}", env!("CARGO_PKG_VERSION"));

@@ -4,12 +4,13 @@
 //!   it learns by, [`fleet`] how a cluster carries it out.
 //! - [`stage`]: the stages of a recipe; [`job`]: a recipe in its run folder; [`report`]: the page.
 //! - [`cluster`]: membership, placement, supervision; [`agent`]: the node's side of it.
-//! - [`cli`]: the command line.
+//! - [`doctor`]: what is wrong with a node. [`cli`]: the command line.
 
 pub mod agent;
 pub mod algorithm;
 pub mod cli;
 pub mod cluster;
+pub mod doctor;
 pub mod fleet;
 pub mod job;
 pub mod learning_rate;

@@ -61,7 +61,7 @@ fn parse_meminfo(text: &str) -> Option<u64> {
 }
 
 /// GPUs as the driver's own tool lists them, in device order; none where there is no such tool.
-fn gpus() -> Vec<Gpu> {
+pub(crate) fn gpus() -> Vec<Gpu> {
     let listed = Command::new("nvidia-smi")
         .args(["--query-gpu=uuid,memory.total", "--format=csv,noheader,nounits"])
         .output();

@@ -31,6 +31,8 @@ pub(super) enum Command {
     Nodes(ClientArgs),
     /// Print what follows from a recipe: batches, tokens, memory.
     Explain(RecipeArgs),
+    /// Check this node before a job does, and say what to fix.
+    Doctor(DoctorArgs),
     /// Turn a GGUF or llama2.c file into a Hugging Face folder.
     Import(ImportArgs),
     /// Print the version.
@@ -102,6 +104,19 @@ pub(super) struct SubmitArgs {
     pub(super) train: TrainArgs,
     #[command(flatten)]
     pub(super) client: ClientArgs,
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct DoctorArgs {
+    /// Where runs are to be written.
+    #[arg(long, default_value = "runs")]
+    pub(super) run_dir: PathBuf,
+    /// Where the coordinator is to listen.
+    #[arg(long, default_value = "127.0.0.1:0")]
+    pub(super) listen: SocketAddr,
+    /// Print findings as JSON.
+    #[arg(long)]
+    pub(super) json: bool,
 }
 
 #[derive(Debug, clap::Args)]
