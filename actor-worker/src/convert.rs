@@ -47,7 +47,7 @@ pub(crate) fn load_plan(request: &LoadRequest, device: Device) -> Result<LoadPla
         head,
         head_seed: request.score_head.as_ref().map_or(0, |spec| spec.init_seed),
         settings: engine_settings(engine, device)?,
-        optimizer: request.optimizer.as_ref().map(optimizer),
+        optimizer: request.optimizer.as_ref().map(optimizer).transpose()?,
         lora: request.lora.as_ref().map(lora).transpose()?,
         ema: request.optimizer.as_ref().and_then(|spec| spec.ema.as_ref()).map(ema),
     })
@@ -89,8 +89,9 @@ fn group(group: &plumb_proto::actor::ParameterGroup) -> ParameterGroup {
     }
 }
 
-fn optimizer(spec: &OptimizerSpec) -> AdamWSettings {
-    AdamWSettings {
+#[allow(clippy::result_large_err)]
+fn optimizer(spec: &OptimizerSpec) -> Result<AdamWSettings, Status> {
+    Ok(AdamWSettings {
         beta1: spec.beta1,
         beta2: spec.beta2,
         eps: spec.eps,
@@ -99,7 +100,8 @@ fn optimizer(spec: &OptimizerSpec) -> AdamWSettings {
         max_skipped_steps: spec.max_skipped_steps,
         freeze: spec.freeze.clone(),
         groups: spec.groups.iter().map(group).collect(),
-    }
+        state: spec.state.parse().map_err(|error| invalid("optimizer.state", error))?,
+    })
 }
 
 #[allow(clippy::result_large_err)]

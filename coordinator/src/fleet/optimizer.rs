@@ -20,6 +20,7 @@ pub(super) fn optimizer_spec(config: &OptimizerConfig) -> OptimizerSpec {
         max_grad_norm: config.max_grad_norm,
         max_skipped_steps: config.max_skipped_steps,
         freeze: config.freeze.clone(),
+        state: config.state.as_str().to_owned(),
         groups: config.group.iter().map(|group| parameter_group(group, config)).collect(),
         ema: config.ema.as_ref().map(ema_spec),
     }
@@ -58,7 +59,7 @@ mod tests {
     #[test]
     fn every_key_of_the_optimiser_reaches_the_wire() {
         let text = "learning_rate = 1e-4\nbetas = [0.8, 0.9]\neps = 1e-6\nweight_decay = 0.1\n\
-                    max_grad_norm = 0.5\nmax_skipped_steps = 3\nema = { decay = 0.99, interval = 4 }\n\
+                    max_grad_norm = 0.5\nmax_skipped_steps = 3\nstate = '8bit'\nema = { decay = 0.99, interval = 4 }\n\
                     freeze = ['embed']\n[[group]]\npattern = 'norm'\nweight_decay = 0.0\n\
                     [[group]]\npattern = 'mlp'\nlearning_rate = 2e-5";
         let spec = optimizer_spec(&toml::from_str(text).unwrap());
@@ -75,6 +76,7 @@ mod tests {
             max_grad_norm: 0.5,
             max_skipped_steps: 3,
             ema: Some(EmaSpec { decay: 0.99, interval: 4 }),
+            state: "8bit".to_owned(),
             freeze: vec!["embed".to_owned()],
             groups: vec![group("norm", 1.0, Some(0.0)), group("mlp", 0.2, None)],
         };

@@ -24,7 +24,7 @@ pub use model::{
     Dtype, EngineConfig, GroupConfig, GroupsConfig, ModelConfig, RolloutConfig, SamplingConfig,
     Strategy, TimeoutConfig,
 };
-pub use optimizer::{EmaConfig, OptimizerConfig, ParameterGroupConfig, Schedule};
+pub use optimizer::{EmaConfig, MomentState, OptimizerConfig, ParameterGroupConfig, Schedule};
 pub use reward::{Component, ComponentKind, RewardConfig, ScoreInput, Transform};
 pub use stage::{
     EvaluateStage, ExportStage, GrpoStage, LabelStage, Measure, PrepareStage, SampleStage, Stage,

@@ -16,7 +16,8 @@ use tch::Tensor;
 use crate::flat::FlatBlock;
 use crate::shard_file::{self, FileDigest, ShardFile};
 use crate::sharded_model::ShardedModel;
-use crate::{EngineError, Result};
+use crate::stored_moments::{Stored, StoredMoments};
+use crate::{AdamW, EngineError, MomentState, Result};
 
 /// Name of the manifest within the folder.
 pub const MANIFEST: &str = "manifest.json";
@@ -38,6 +39,9 @@ pub struct Manifest {
     /// Whether a moving average is stored beside the parameters.
     #[serde(default)]
     pub ema: bool,
+    /// How the moments are stored.
+    #[serde(default)]
+    pub moments: MomentState,
     /// The stored blocks, embedding first; with adapters, only what is trained.
     pub blocks: Vec<BlockEntry>,
     /// The shard files.
@@ -122,8 +126,9 @@ impl ShardedModel {
         for (entry, index) in self.stored_blocks().into_iter().enumerate() {
             tensors.push((vector_name(entry, "master"), self.blocks[index].master()));
             if let Some(moments) = self.optimizer.as_ref().and_then(|adamw| adamw.moments(index)) {
-                tensors.push((vector_name(entry, "first"), &moments.first_s));
-                tensors.push((vector_name(entry, "second"), &moments.second_s));
+                for (what, vector) in moments.vectors() {
+                    tensors.push((vector_name(entry, what), vector));
+                }
             }
             if let Some(ema_s) = self.ema.as_ref().and_then(|ema| ema.shard(index)) {
                 tensors.push((vector_name(entry, "ema"), ema_s));
@@ -142,6 +147,7 @@ impl ShardedModel {
                 base_model: self.source_folder.display().to_string(),
             }),
             ema: self.has_average(),
+            moments: self.optimizer.as_ref().map_or(MomentState::Fp32, AdamW::state),
             blocks: self.stored_blocks().iter().map(|&index| entry(&self.blocks[index])).collect(),
             files,
         }
@@ -186,10 +192,9 @@ impl ShardedModel {
         let (manifest, vectors) = self.agree("loading a checkpoint", read)?;
         for (index, vectors) in self.stored_blocks().into_iter().zip(vectors) {
             self.blocks[index].master_mut().copy_(&vectors.master_s);
-            let moments = self.optimizer.as_ref().and_then(|adamw| adamw.moments(index));
-            if let (Some(moments), Some((first_s, second_s))) = (moments, vectors.moments) {
-                moments.first_s.shallow_clone().copy_(&first_s);
-                moments.second_s.shallow_clone().copy_(&second_s);
+            let moments = self.optimizer.as_mut().and_then(|adamw| adamw.moments_mut(index));
+            if let (Some(moments), Some(stored)) = (moments, vectors.moments) {
+                stored.restore(moments);
             }
             let ema = self.ema.as_ref().and_then(|ema| ema.shard(index));
             if let (Some(ema_s), Some(stored_s)) = (ema, vectors.ema_s) {
@@ -211,12 +216,20 @@ impl ShardedModel {
             let (block, stored) = (&self.blocks[index], &manifest.blocks[at]);
             let mut part = |what| files.part(at, what, stored.shard, block, rank);
             let master_s = part("master")?;
-            let moments = match block.trainable {
-                true => Some((part("first")?, part("second")?)),
-                false => None,
-            };
             let averaged = block.trainable && self.has_average();
             let ema_s = if averaged { Some(part("ema")?) } else { None };
+            let moments = self.optimizer.as_ref().and_then(|adamw| adamw.moments(index));
+            let cut = Stored {
+                state: manifest.moments,
+                shard: stored.shard,
+                ranks: manifest.ranks as i64,
+            };
+            let read = |moments| {
+                let slice =
+                    |file, what: &str, first, count| files.slice(at, file, what, first, count);
+                StoredMoments::read(cut, (moments, &block.layout, rank), slice)
+            };
+            let moments = moments.map(read).transpose()?;
             Ok(BlockVectors { master_s, moments, ema_s })
         };
         let stored = self.stored_blocks().into_iter().enumerate();
@@ -271,7 +284,7 @@ impl ShardedModel {
 
 struct BlockVectors {
     master_s: Tensor,
-    moments: Option<(Tensor, Tensor)>,
+    moments: Option<StoredMoments>,
     ema_s: Option<Tensor>,
 }
 
@@ -311,6 +324,18 @@ impl<'a> OpenFiles<'a> {
         let kind = parts.first().map_or(block.master().kind(), Tensor::kind);
         parts.push(Tensor::zeros([padding], (kind, tch::Device::Cpu)));
         Ok(Tensor::cat(&parts, 0))
+    }
+
+    /// Elements of one file's vector.
+    fn slice(
+        &mut self,
+        index: usize,
+        file: i64,
+        what: &str,
+        first: i64,
+        count: i64,
+    ) -> Result<Tensor> {
+        self.file(file as usize)?.slice(&vector_name(index, what), first, count)
     }
 
     fn file(&mut self, index: usize) -> Result<&ShardFile> {

@@ -21,6 +21,7 @@
 mod adapters;
 mod agreement;
 pub mod checkpoint;
+mod eight_bit;
 mod ema;
 mod error;
 mod export;
@@ -31,6 +32,7 @@ mod load;
 pub mod log_probs;
 pub mod micro_batch;
 pub mod mismatch;
+mod moments;
 mod optimizer;
 mod parameter_rules;
 mod passes;
@@ -42,6 +44,7 @@ pub mod reward_training;
 mod settings;
 mod shard_file;
 mod sharded_model;
+mod stored_moments;
 pub mod supervised_training;
 mod trained_runs;
 
@@ -59,7 +62,7 @@ pub use preference_training::{
 };
 pub use response_batch::ResponseSample;
 pub use reward_training::{PairScores, ScoreLoss, TextPair, score_pairs, train_pairs};
-pub use settings::{AdamWSettings, EngineSettings, Precision};
+pub use settings::{AdamWSettings, EngineSettings, MomentState, Precision};
 pub use shard_file::FileDigest;
 pub use sharded_model::{LoadPlan, ShardedModel};
 pub use supervised_training::{TargetText, measure_texts, train_texts};

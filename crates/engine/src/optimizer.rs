@@ -1,19 +1,16 @@
 //! AdamW on shards, with clipping by the norm over all ranks.
 
-use std::collections::BTreeMap;
-
-use tch::Tensor;
-
 use crate::flat::FlatBlock;
+use crate::moments::Moments;
 use crate::parameter_rules::groups_of;
 use crate::policy_update::Metrics;
 use crate::sharded_model::ShardedModel;
-use crate::{AdamWSettings, EngineError, Result};
+use crate::{AdamWSettings, EngineError, MomentState, Result};
 
 /// Added to the norm before dividing, as `torch.nn.utils.clip_grad_norm_` does.
 const CLIP_EPSILON: f64 = 1e-6;
 
-/// Moments of this rank's shards, fp32, one pair per trainable block.
+/// Moments of this rank's shards, one pair per trainable block.
 #[derive(Debug)]
 pub struct AdamW {
     settings: AdamWSettings,
@@ -52,13 +49,6 @@ impl OptimizerStep {
     }
 }
 
-/// Running means of the gradient and of its square, `[S]`.
-#[derive(Debug)]
-pub(crate) struct Moments {
-    pub(crate) first_s: Tensor,
-    pub(crate) second_s: Tensor,
-}
-
 impl AdamW {
     /// Zero moments for every trainable block.
     ///
@@ -67,12 +57,10 @@ impl AdamW {
     pub fn new(settings: AdamWSettings, blocks: &[FlatBlock]) -> Result<Self> {
         settings.validate()?;
         let groups = groups_of(&settings.groups, blocks)?;
-        let moments = blocks.iter().map(|block| {
-            block.trainable.then(|| Moments {
-                first_s: block.master().zeros_like(),
-                second_s: block.master().zeros_like(),
-            })
-        });
+        let state = settings.state;
+        let zeros =
+            |block: &FlatBlock| block.trainable.then(|| Moments::zeros(state, block.master()));
+        let moments = blocks.iter().map(zeros);
         let moments = moments.collect();
         Ok(Self { settings, moments, groups, step: 0, skipped_in_a_row: 0 })
     }
@@ -81,6 +69,12 @@ impl AdamW {
     #[must_use]
     pub fn step_count(&self) -> u64 {
         self.step
+    }
+
+    /// How the moments are kept.
+    #[must_use]
+    pub fn state(&self) -> MomentState {
+        self.settings.state
     }
 
     pub(crate) fn set_step_count(&mut self, step: u64) {
@@ -103,22 +97,12 @@ impl AdamW {
         Ok(OptimizerStep::Skipped)
     }
 
-    /// Rate and decay of a group at a step of this learning rate.
-    fn rule(&self, group: Option<usize>, learning_rate: f64) -> plumb_torch::AdamW {
-        let AdamWSettings { beta1, beta2, eps, weight_decay, .. } = self.settings;
-        let all = plumb_torch::AdamW { lr: learning_rate, beta1, beta2, eps, weight_decay };
-        match group.map(|index| &self.settings.groups[index]) {
-            None => all,
-            Some(group) => plumb_torch::AdamW {
-                lr: learning_rate * group.learning_rate_scale,
-                weight_decay: group.weight_decay.unwrap_or(weight_decay),
-                ..all
-            },
-        }
-    }
-
     pub(crate) fn moments(&self, block: usize) -> Option<&Moments> {
         self.moments[block].as_ref()
+    }
+
+    pub(crate) fn moments_mut(&mut self, block: usize) -> Option<&mut Moments> {
+        self.moments[block].as_mut()
     }
 }
 
@@ -154,53 +138,23 @@ impl ShardedModel {
         optimizer.skipped_in_a_row = 0;
         let limit = optimizer.settings.max_grad_norm;
         let scale = if limit > 0.0 { (limit / (norm + CLIP_EPSILON)).min(1.0) } else { 1.0 };
-        let mut lists: BTreeMap<Option<usize>, StepLists> = BTreeMap::new();
+        let AdamW { settings, moments, groups, step: taken, .. } = optimizer;
+        let rule = |group| settings.rule(group, learning_rate);
         for (index, grad_s) in grads.into_iter().enumerate() {
-            if let (Some(mut grad_s), Some(moments)) = (grad_s, &optimizer.moments[index]) {
+            if let (Some(mut grad_s), Some(moments)) = (grad_s, &mut moments[index]) {
                 if scale < 1.0 {
                     let _ = grad_s.g_mul_scalar_(scale);
                 }
                 let block = &mut self.blocks[index];
-                let master_s = block.master_mut().shallow_clone();
-                for run in block.trained_runs(self.comm.rank(), &optimizer.groups[index]) {
-                    let vectors = [&master_s, &grad_s, &moments.first_s, &moments.second_s]
-                        .map(|vector_s| vector_s.narrow(0, run.first, run.count));
-                    lists.entry(run.group).or_default().push(vectors, optimizer.step);
-                }
+                let runs = block.trained_runs(self.comm.rank(), &groups[index]);
+                moments.step(block.master_mut(), &grad_s, &runs, &rule, *taken)?;
             }
         }
-        optimizer.step += 1;
-        for (group, lists) in lists {
-            lists.step(optimizer.rule(group, learning_rate))?;
-        }
+        *taken += 1;
         let step = optimizer.step;
         if let Some(ema) = &mut self.ema {
             ema.follow(&self.blocks, step);
         }
         Ok(OptimizerStep::Taken { grad_norm: norm })
-    }
-}
-
-/// What the fused kernel takes: one entry per run of trained elements.
-#[derive(Default)]
-struct StepLists {
-    masters: Vec<Tensor>,
-    grads: Vec<Tensor>,
-    firsts: Vec<Tensor>,
-    seconds: Vec<Tensor>,
-    steps: Vec<Tensor>,
-}
-
-impl StepLists {
-    fn push(&mut self, [master, grad, first, second]: [Tensor; 4], steps_taken: u64) {
-        self.steps.push(Tensor::from(steps_taken as f32).to_device(master.device()));
-        self.masters.push(master);
-        self.grads.push(grad);
-        self.firsts.push(first);
-        self.seconds.push(second);
-    }
-
-    fn step(&self, adamw: plumb_torch::AdamW) -> Result<()> {
-        Ok(adamw.step(&self.masters, &self.grads, &self.firsts, &self.seconds, &self.steps)?)
     }
 }

@@ -68,7 +68,12 @@ fn header(tensors: &[(String, &Tensor)]) -> io::Result<Vec<u8>> {
     let mut offset = 0;
     for (name, tensor) in tensors {
         let end = offset + (tensor.numel() * tensor.kind().elt_size_in_bytes()) as u64;
-        let dtype = if tensor.kind() == Kind::BFloat16 { "BF16" } else { "F32" }.to_owned();
+        let dtype = match tensor.kind() {
+            Kind::BFloat16 => "BF16",
+            Kind::Uint8 => "U8",
+            _ => "F32",
+        };
+        let dtype = dtype.to_owned();
         entries.insert(name, Entry { dtype, shape: tensor.size(), data_offsets: [offset, end] });
         offset = end;
     }
@@ -141,6 +146,7 @@ impl ShardFile {
         let kind = match entry.dtype.as_str() {
             "F32" => Kind::Float,
             "BF16" => Kind::BFloat16,
+            "U8" => Kind::Uint8,
             other => return Err(refuse(format!("vector {name} has type {other}"))),
         };
         let width = kind.elt_size_in_bytes() as u64;

@@ -13,6 +13,15 @@ pub(crate) struct Run {
     pub(crate) group: Option<usize>,
 }
 
+impl Run {
+    /// Its part among `count` elements from `start`, if there is one.
+    pub(crate) fn within(&self, start: i64, count: i64) -> Option<Self> {
+        let first = self.first.max(start);
+        let end = (self.first + self.count).min(start + count);
+        (first < end).then_some(Self { first, count: end - first, group: self.group })
+    }
+}
+
 impl FlatBlock {
     /// Runs of trained elements of a rank's shard, without padding. `groups` has the group of
     /// every slot.

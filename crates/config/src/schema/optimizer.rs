@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::is_default;
+
 /// AdamW and its schedule.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -20,6 +22,10 @@ pub struct OptimizerConfig {
     /// Gradients are scaled down to this global norm.
     #[serde(default = "unit")]
     pub max_grad_norm: f64,
+    /// How AdamW's two moments are kept: `fp32` (8 bytes a parameter) or `8bit` (block-wise
+    /// dynamic quantisation, 2.03 bytes).
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub state: MomentState,
     /// Optimiser steps in a row that may be skipped because their gradient is not finite. A skipped
     /// step changes nothing; it is counted as `skipped_steps`, and the run warns of it. One more in
     /// a row fails the run; 0: the first one does. A loss that is not finite always does.
@@ -103,6 +109,29 @@ pub struct EmaConfig {
     pub interval: u64,
 }
 
+/// How AdamW's moments are kept.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum MomentState {
+    /// 32 bits each.
+    #[default]
+    #[serde(rename = "fp32")]
+    Fp32,
+    /// 8 bits each and a scale for 256 of them.
+    #[serde(rename = "8bit")]
+    EightBit,
+}
+
+impl MomentState {
+    /// The name on the wire.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Fp32 => "fp32",
+            Self::EightBit => "8bit",
+        }
+    }
+}
+
 /// Course of the learning rate.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -127,6 +156,7 @@ impl OptimizerConfig {
             eps: eps(),
             weight_decay: 0.0,
             max_grad_norm: unit(),
+            state: MomentState::default(),
             max_skipped_steps: 0,
             warmup_steps: 0,
             warmup_ratio: None,

@@ -3,6 +3,7 @@
 
 mod adapters;
 mod checkpoints;
+mod eight_bit;
 mod policy;
 mod preferences;
 mod publication;

@@ -17,14 +17,14 @@ use crate::{
 };
 
 #[derive(Deserialize)]
-struct Curves {
-    settings: Settings,
-    steps: Vec<Vec<Row>>,
-    cases: Cases,
+pub(super) struct Curves {
+    pub(super) settings: Settings,
+    pub(super) steps: Vec<Vec<Row>>,
+    pub(super) cases: Cases,
 }
 
 #[derive(Deserialize)]
-struct Settings {
+pub(super) struct Settings {
     lr: f64,
     beta1: f64,
     beta2: f64,
@@ -36,14 +36,14 @@ struct Settings {
 }
 
 #[derive(Deserialize)]
-struct Row {
+pub(super) struct Row {
     ids: Vec<u32>,
     prompt_tokens: usize,
 }
 
 #[derive(Deserialize)]
-struct Cases {
-    fp32: Curve,
+pub(super) struct Cases {
+    pub(super) fp32: Curve,
     bf16: Curve,
     lora: Curve,
     ema: AveragedLoss,
@@ -51,7 +51,7 @@ struct Cases {
 }
 
 #[derive(Deserialize)]
-struct GroupedCurve {
+pub(super) struct GroupedCurve {
     #[serde(flatten)]
     curve: Curve,
     freeze: Vec<String>,
@@ -59,7 +59,7 @@ struct GroupedCurve {
 }
 
 #[derive(Deserialize)]
-struct Group {
+pub(super) struct Group {
     pattern: String,
     #[serde(default)]
     learning_rate_scale: Option<f64>,
@@ -67,35 +67,35 @@ struct Group {
 }
 
 #[derive(Deserialize)]
-struct AveragedLoss {
+pub(super) struct AveragedLoss {
     decay: f64,
     last_batch_loss: f64,
 }
 
 #[derive(Deserialize)]
-struct Curve {
-    losses: Vec<f64>,
-    grad_norms: Vec<f64>,
+pub(super) struct Curve {
+    pub(super) losses: Vec<f64>,
+    pub(super) grad_norms: Vec<f64>,
 }
 
-fn data() -> PathBuf {
+pub(super) fn data() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/parity/data")
 }
 
-fn curves() -> Curves {
+pub(super) fn curves() -> Curves {
     let text = std::fs::read_to_string(data().join("training.json")).unwrap();
     serde_json::from_str(&text).unwrap()
 }
 
 impl Settings {
-    fn adamw(&self) -> AdamWSettings {
+    pub(super) fn adamw(&self) -> AdamWSettings {
         let Self { beta1, beta2, eps, weight_decay, max_grad_norm, .. } = *self;
         let base = AdamWSettings::default();
         AdamWSettings { beta1, beta2, eps, weight_decay, max_grad_norm, ..base }
     }
 
     /// transformers' `get_cosine_schedule_with_warmup`.
-    fn learning_rate(&self, step: usize) -> f64 {
+    pub(super) fn learning_rate(&self, step: usize) -> f64 {
         if step < self.warmup_steps {
             return self.lr * step as f64 / self.warmup_steps as f64;
         }
@@ -124,7 +124,7 @@ fn batch(rows: &[&Row]) -> (Packed, ChosenTokens) {
 }
 
 /// This rank's part of the loss, and the gradient norm.
-fn step(model: &mut ShardedModel, rows: &[Row], learning_rate: f64) -> (f64, f64) {
+pub(super) fn step(model: &mut ShardedModel, rows: &[Row], learning_rate: f64) -> (f64, f64) {
     let tokens: usize = rows.iter().map(|row| row.ids.len() - row.prompt_tokens).sum();
     let lengths: Vec<_> = rows.iter().map(|row| row.ids.len()).collect();
     let budget_tokens = model.settings().micro_batch_tokens;
@@ -146,7 +146,7 @@ fn step(model: &mut ShardedModel, rows: &[Row], learning_rate: f64) -> (f64, f64
     }
 }
 
-fn train(
+pub(super) fn train(
     curves: &Curves,
     settings: EngineSettings,
     (optimizer, lora): (&AdamWSettings, Option<&LoraPlan>),
@@ -176,7 +176,7 @@ fn train(
 }
 
 #[track_caller]
-fn assert_curve(got: &[f64], expected: &[f64], relative: f64, what: &str) -> f64 {
+pub(super) fn assert_curve(got: &[f64], expected: &[f64], relative: f64, what: &str) -> f64 {
     assert_eq!(got.len(), expected.len(), "{what}");
     let mut worst: f64 = 0.0;
     for (index, (got, expected)) in got.iter().zip(expected).enumerate() {
