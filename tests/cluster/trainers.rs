@@ -124,3 +124,47 @@ fn dpo_prefers_held_out_answers_and_starts_from_its_own_reference() {
     assert!(after < before && accuracy > 0.5 && margin > 0.0, "{after} {accuracy} {margin}");
     assert!(run.path("models/dpo/tokenizer.json").is_file());
 }
+
+/// A tensor's bytes in a folder's `model.safetensors`.
+fn tensor(folder: &Path, name: &str) -> Vec<u8> {
+    let bytes = std::fs::read(folder.join("model.safetensors")).unwrap();
+    let header = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    let entries: serde_json::Value = serde_json::from_slice(&bytes[8..8 + header]).unwrap();
+    let offset = |index: usize| entries[name]["data_offsets"][index].as_u64().unwrap() as usize;
+    bytes[8 + header + offset(0)..8 + header + offset(1)].to_vec()
+}
+
+#[test]
+fn the_keys_of_the_optimiser_act_in_the_workers() {
+    let few = ["stage.0.epochs=1", "stage.0.dialogues_per_step=80", "stage.0.max_loss=9.0"];
+    // An average that stands still is the model before the stage.
+    let still = "stage.0.optimizer.ema={ decay = 1.0 }";
+    let run = Run::new("sft.toml", &[&few[..], &[still]].concat());
+    let figure = |name: &str| run.figure("sft", name);
+    assert_eq!(figure("heldout_loss"), figure("heldout_loss_before"));
+    let start = recipe("../../tests/parity/data/stories260k");
+    let (embedding, query) =
+        ("model.embed_tokens.weight", "model.layers.4.self_attn.q_proj.weight");
+    let trained = run.path("models/sft");
+    assert_eq!(tensor(&trained, query), tensor(&start, query));
+    let steps = run.steps("sft");
+    assert!(steps.iter().all(|line| line["skipped_steps"] == 0.0), "{steps:?}");
+
+    let rules = [
+        "stage.0.optimizer.freeze=[\"embed_tokens\"]",
+        "stage.0.optimizer.group=[{ pattern = \"norm\", weight_decay = 0.0 }]",
+        "stage.0.optimizer.state=8bit",
+    ];
+    let run = Run::new("sft.toml", &[&few[..], &rules].concat());
+    let trained = run.path("models/sft");
+    assert_eq!(tensor(&trained, embedding), tensor(&start, embedding));
+    assert_ne!(tensor(&trained, query), tensor(&start, query));
+    let figure = |name: &str| run.figure("sft", name);
+    assert!(figure("heldout_loss") < figure("heldout_loss_before"));
+
+    let folder = tempfile::tempdir().unwrap();
+    let absent = "stage.0.optimizer.freeze=[\"visual\"]";
+    let output = train("sft.toml", &folder.path().join("run"), &[absent]);
+    let text = text(&output);
+    assert!(!output.status.success() && text.contains("freeze pattern \"visual\""), "{text}");
+}
