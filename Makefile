@@ -82,7 +82,7 @@ bench-train: setup .venv-bench/ready ## Training steps beside PyTorch (in a virt
 	@target/debug/plumb-bench-train --python .venv-bench/bin/python $(BENCH)
 
 gpu-check: build ## What needs a GPU; says aloud when there is none
-	@cargo test -p plumb-torch -p plumb-collective -p plumb-model --lib -- gpu --nocapture
+	@cargo test -p plumb-torch -p plumb-collective -p plumb-model -p plumb-engine --lib -- gpu --nocapture
 
 fuzz: ## Fuzz the parsers; SECS=<per target> TARGETS=<names, default all>
 	@command -v cargo-fuzz >/dev/null || { echo "error: cargo-fuzz is not installed (cargo install cargo-fuzz --locked)" >&2; exit 1; }

@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 
 use plumb_engine::{
-    AdamWSettings, EmaSettings, EngineSettings, LoadPlan, LoraPlan, OldLogProbs, ParameterGroup,
-    PolicyUpdate,
+    AdamWSettings, EmaSettings, EngineSettings, LoadPlan, LoraPlan, Offload, OldLogProbs,
+    ParameterGroup, PolicyUpdate,
 };
 use plumb_model::{HeadSpec, LoraConfig, LoraTarget, ScoreHead};
 use plumb_proto::actor::{
@@ -64,7 +64,23 @@ fn engine_settings(spec: &EngineSpec, device: Device) -> Result<EngineSettings, 
         micro_batch_tokens: spec.micro_batch_tokens as usize,
         frozen_layers: spec.frozen_layers as usize,
         device,
+        offload: offload(spec, device)?,
     })
+}
+
+/// Refuses to offload from the CPU, where it would have no effect.
+#[allow(clippy::result_large_err)]
+fn offload(spec: &EngineSpec, device: Device) -> Result<Offload, Status> {
+    let offload =
+        Offload { optimizer: spec.offload_optimizer, parameters: spec.offload_parameters };
+    match device {
+        Device::Cpu if offload != Offload::default() => {
+            let problem = "this worker computes on the CPU, whose memory is the host's; give its \
+                           group a GPU, or leave engine.offload out";
+            Err(invalid("engine.offload", problem))
+        }
+        _ => Ok(offload),
+    }
 }
 
 #[allow(clippy::result_large_err)]
@@ -217,6 +233,16 @@ mod tests {
         let wrong = LoraSpec { targets: vec!["qkv".into()], ..spec };
         let message = lora(&wrong).unwrap_err().message().to_owned();
         assert!(message.contains("lora.targets") && message.contains("qkv"), "{message}");
+    }
+
+    #[test]
+    fn nothing_is_offloaded_from_the_cpu() {
+        let spec = EngineSpec { offload_optimizer: true, ..EngineSpec::default() };
+        let message = offload(&spec, Device::Cpu).unwrap_err().message().to_owned();
+        assert!(message.contains("engine.offload") && message.contains("CPU"), "{message}");
+        let offload = offload(&spec, Device::Cuda(0)).unwrap();
+        assert_eq!(offload, Offload { optimizer: true, parameters: false });
+        assert!(super::offload(&EngineSpec::default(), Device::Cpu).is_ok());
     }
 
     #[test]

@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 use plumb_collective::gloo::Gloo;
 use plumb_collective::{Collective, solo};
 use plumb_engine::head::{ChosenTokens, TokenGradients, TokenValues};
-use plumb_engine::{AdamWSettings, EngineSettings, LoadPlan, ShardedModel};
+use plumb_engine::{AdamWSettings, EngineSettings, LoadPlan, Offload, ShardedModel};
 use plumb_model::{HeadSpec, Packed};
 use plumb_torch::{MemoryStore, Store};
 use tch::{Device, Kind, Tensor};
@@ -141,6 +141,7 @@ impl Job {
             micro_batch_tokens: usize::MAX,
             frozen_layers: 0,
             device: Device::Cpu,
+            offload: Offload::default(),
         })
     }
 }

@@ -162,6 +162,8 @@ pub(super) fn engine_spec(recipe: &Recipe, frozen_layers: u32) -> EngineSpec {
         reshard_after_forward: recipe.engine.reshard_after_forward,
         micro_batch_tokens: recipe.engine.micro_batch_tokens,
         frozen_layers,
+        offload_optimizer: recipe.engine.offload.optimizer,
+        offload_parameters: recipe.engine.offload.parameters,
     }
 }
 

@@ -16,13 +16,14 @@ const SOURCES: [&str; 10] = [
 ];
 
 /// Tables in the order of the document: how they stand in a recipe, and their struct.
-const TABLES: [(&str, &str); 34] = [
+const TABLES: [(&str, &str); 35] = [
     ("(top level)", "Recipe"),
     ("[model]", "ModelConfig"),
     ("[data]", "DataConfig"),
     ("[groups]", "GroupsConfig"),
     ("[groups.ROLE]", "GroupConfig"),
     ("[engine]", "EngineConfig"),
+    ("[engine.offload]", "OffloadConfig"),
     ("[rollout]", "RolloutConfig"),
     ("[sampling]", "SamplingConfig"),
     ("[algorithm]", "AlgorithmConfig"),

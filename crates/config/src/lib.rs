@@ -21,10 +21,10 @@ pub use schema::{
     CpgdWeight, DataConfig, DataSources, DpoStage, Dtype, EmaConfig, EngineConfig, EvaluateStage,
     ExportStage, GroupConfig, GroupsConfig, GrpoStage, ImportanceConfig, ImportanceKind, KlConfig,
     KlPlace, LabelStage, LoraConfig, LoraTarget, LossConfig, LossKind, Measure, ModelConfig,
-    MomentState, OldLogps, OnBadRow, OptimizerConfig, ParameterGroupConfig, PreferenceLoss,
-    PrepareStage, Recipe, RewardConfig, RewardModelStage, RolloutConfig, SampleStage,
-    SamplingConfig, Schedule, ScoreHeadConfig, ScoreHeadKind, ScoreInput, SftStage, Stage,
-    Strategy, TimeoutConfig, Transform,
+    MomentState, OffloadConfig, OldLogps, OnBadRow, OptimizerConfig, ParameterGroupConfig,
+    PreferenceLoss, PrepareStage, Recipe, RewardConfig, RewardModelStage, RolloutConfig,
+    SampleStage, SamplingConfig, Schedule, ScoreHeadConfig, ScoreHeadKind, ScoreInput, SftStage,
+    Stage, Strategy, TimeoutConfig, Transform,
 };
 
 #[cfg(test)]

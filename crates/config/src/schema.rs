@@ -21,8 +21,8 @@ pub use data::{DataConfig, DataSources, OnBadRow};
 pub use lora::{LoraConfig, LoraTarget};
 pub use loss::{ImportanceConfig, ImportanceKind, LossConfig, LossKind};
 pub use model::{
-    Dtype, EngineConfig, GroupConfig, GroupsConfig, ModelConfig, RolloutConfig, SamplingConfig,
-    Strategy, TimeoutConfig,
+    Dtype, EngineConfig, GroupConfig, GroupsConfig, ModelConfig, OffloadConfig, RolloutConfig,
+    SamplingConfig, Strategy, TimeoutConfig,
 };
 pub use optimizer::{EmaConfig, MomentState, OptimizerConfig, ParameterGroupConfig, Schedule};
 pub use reward::{Component, ComponentKind, RewardConfig, ScoreInput, Transform};

@@ -5,6 +5,7 @@ mod algorithm;
 mod data;
 mod lora;
 mod loss;
+mod offload;
 mod optimizer;
 mod reward;
 mod stages;
@@ -39,6 +40,7 @@ impl Recipe {
         let mut found = Findings::default();
         self.check_groups(&mut found);
         self.check_sections(&mut found);
+        self.check_offload(&mut found);
         if self.generates() {
             self.check_data(&mut found);
             self.check_sampling(&mut found);
@@ -248,6 +250,8 @@ name = "train"
             ("data.label_weights.safety=-1.0", "data.label_weights.safety"),
             ("data.train=[]", "data.train"),
             ("data.heldout=\"\"", "data.heldout"),
+            ("engine.offload.parameters=true", "engine.offload.parameters"),
+            ("engine.offload.optimizer=true", "engine.offload"),
             ("data.train=[\"a.jsonl\", \"a.jsonl\"]", "data.train"),
             ("data.dataset_labels.alpaca=general", "data.dataset_labels.alpaca"),
         ] {

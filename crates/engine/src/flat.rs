@@ -8,7 +8,7 @@ use plumb_collective::{Collective, Pending, ReduceOp};
 use plumb_model::BlockSpec;
 use tch::{Device, Kind, Tensor};
 
-use crate::Result;
+use crate::{Placement, Result};
 
 /// Where one parameter lies in its block's flat vector.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -76,7 +76,7 @@ enum Gathered {
     /// Not held.
     Absent,
     /// On its way.
-    Arriving { flat_p: Tensor, pending: Pending },
+    Arriving { flat_p: Tensor, shard_s: Tensor, pending: Pending },
     /// Held, `[padded]`.
     Ready(Tensor),
     /// Its memory is given back, but a graph still points at it; gathering refills it in place.
@@ -108,16 +108,17 @@ pub struct FlatBlock {
     /// Reduced fp32 gradient, `[S]`.
     grad_s: Option<Tensor>,
     compute: Kind,
+    placement: Placement,
 }
 
 impl FlatBlock {
     /// An all-zero block; [`FlatBlock::master`] is then filled by the loader. `trained` has one
     /// entry per slot.
     #[must_use]
-    pub fn zeros(layout: Layout, trained: Vec<bool>, compute: Kind, device: Device) -> Self {
+    pub fn zeros(layout: Layout, trained: Vec<bool>, compute: Kind, placement: Placement) -> Self {
         let trainable = trained.contains(&true);
         let kind = if trainable { Kind::Float } else { compute };
-        let master_s = Tensor::zeros([layout.shard], (kind, device));
+        let master_s = placement.master(layout.shard, kind);
         Self {
             layout,
             trainable,
@@ -128,6 +129,7 @@ impl FlatBlock {
             partial: None,
             grad_s: None,
             compute,
+            placement,
         }
     }
 
@@ -152,16 +154,30 @@ impl FlatBlock {
             return Ok(());
         }
         let shard_s = self.compute_shard();
-        if self.layout.ranks == 1 {
+        if self.shard_is_whole() {
             self.gathered = Gathered::Ready(shard_s);
             return Ok(());
         }
         let previous = std::mem::replace(&mut self.gathered, Gathered::Absent);
         let flat_p = self.receiving(previous)?;
+        if self.layout.ranks == 1 {
+            flat_p.data().copy_(&shard_s);
+            self.gathered = Gathered::Ready(flat_p);
+            return Ok(());
+        }
+        let shard_s = match self.placement.shard_on_host {
+            true => self.placement.on_device(&shard_s),
+            false => shard_s,
+        };
         // Through `data`: a graph that saved views of this memory must not see a new version.
         let pending = comm.all_gather(&mut flat_p.data(), &shard_s)?;
-        self.gathered = Gathered::Arriving { flat_p, pending };
+        self.gathered = Gathered::Arriving { flat_p, shard_s, pending };
         Ok(())
+    }
+
+    /// Whether this rank's shard is the gathered block already.
+    fn shard_is_whole(&self) -> bool {
+        self.layout.ranks == 1 && !self.placement.shard_on_host
     }
 
     fn receiving(&self, previous: Gathered) -> Result<Tensor> {
@@ -174,17 +190,16 @@ impl FlatBlock {
                 )?;
                 Ok(flat_p)
             }
-            _ => Ok(Tensor::empty([padded], (self.compute, self.master_s.device()))),
+            _ => Ok(Tensor::empty([padded], (self.compute, self.placement.device))),
         }
     }
 
     fn compute_shard(&mut self) -> Tensor {
-        if self.master_s.kind() == self.compute {
-            return self.master_s.shallow_clone();
+        let (master_s, compute, placement) = (&self.master_s, self.compute, self.placement);
+        if placement.master_is_shard(master_s.kind() == compute) {
+            return master_s.shallow_clone();
         }
-        let master_s = &self.master_s;
-        let compute = self.compute;
-        self.compute_s.get_or_insert_with(|| master_s.to_kind(compute)).shallow_clone()
+        self.compute_s.get_or_insert_with(|| placement.shard_of(master_s, compute)).shallow_clone()
     }
 
     /// The gathered flat vector `[P]`, waiting for it where needed.
@@ -194,8 +209,9 @@ impl FlatBlock {
     pub fn gather(&mut self, comm: &dyn Collective) -> Result<Tensor> {
         self.start_gather(comm)?;
         let gathered = match std::mem::replace(&mut self.gathered, Gathered::Absent) {
-            Gathered::Arriving { flat_p, pending } => {
+            Gathered::Arriving { flat_p, shard_s, pending } => {
                 pending.wait()?;
+                drop(shard_s);
                 Gathered::Ready(flat_p)
             }
             other => other,
@@ -207,17 +223,18 @@ impl FlatBlock {
         }
     }
 
-    /// All shards of the master, `[P]`, in the master's type.
+    /// All shards of the master, `[P]`, in the master's type, on the device.
     ///
     /// # Errors
     /// A failed collective.
     pub fn gather_master(&self, comm: &dyn Collective) -> Result<Tensor> {
+        let master_s = self.master_s.to_device(self.placement.device);
         if self.layout.ranks == 1 {
-            return Ok(self.master_s.shallow_clone());
+            return Ok(master_s);
         }
-        let options = (self.master_s.kind(), self.master_s.device());
+        let options = (master_s.kind(), master_s.device());
         let mut flat_p = Tensor::empty([self.layout.padded()], options);
-        comm.all_gather(&mut flat_p, &self.master_s)?.wait()?;
+        comm.all_gather(&mut flat_p, &master_s)?.wait()?;
         Ok(flat_p)
     }
 
@@ -227,7 +244,7 @@ impl FlatBlock {
     /// # Errors
     /// A storage that cannot be resized.
     pub fn free(&mut self, graph_holds_views: bool) -> Result<()> {
-        if self.layout.ranks == 1 {
+        if self.shard_is_whole() {
             // The gathered copy is the shard itself.
             self.gathered = Gathered::Absent;
             return Ok(());
@@ -293,7 +310,8 @@ impl FlatBlock {
         if self.layout.ranks == 1 { Kind::Float } else { reduce }
     }
 
-    /// Starts summing this micro-batch's gradient over ranks; at world size 1 nothing is to do.
+    /// Starts summing this micro-batch's gradient over ranks; at world size 1 it goes to the host
+    /// if the master is there, and else nothing is to do.
     /// Every rank calls this for every trainable block and micro-batch (FLAT-2), also when it
     /// has no gradient.
     ///
@@ -304,10 +322,15 @@ impl FlatBlock {
         comm: &dyn Collective,
         reduce: Kind,
     ) -> Result<Option<Reduction>> {
+        let device = self.placement.device;
         if self.layout.ranks == 1 {
+            if self.placement.master_on_host
+                && let Some(partial) = self.partial.take()
+            {
+                self.collect(finished(partial, &self.layout));
+            }
             return Ok(None);
         }
-        let device = self.master_s.device();
         let _ = partial(&mut self.partial, &self.layout, reduce, device);
         let Some(partial) = self.partial.take() else { return Ok(None) };
         let flat_p = finished(partial, &self.layout);
@@ -323,17 +346,23 @@ impl FlatBlock {
     pub fn finish_reduce(&mut self, reduction: Reduction) -> Result<()> {
         reduction.pending.wait()?;
         drop(reduction.flat_p);
-        match &mut self.grad_s {
-            Some(grad_s) => drop(grad_s.g_add_(&reduction.out_s)),
-            None => self.grad_s = Some(reduction.out_s.to_kind(Kind::Float)),
-        }
+        self.collect(reduction.out_s);
         Ok(())
+    }
+
+    /// Adds a reduced gradient `[S]` to that of the micro-batches before, where the master lives.
+    fn collect(&mut self, more_s: Tensor) {
+        let more_s = more_s.to_device(self.master_s.device());
+        match &mut self.grad_s {
+            Some(grad_s) => drop(grad_s.g_add_(&more_s)),
+            None => self.grad_s = Some(more_s.to_kind(Kind::Float)),
+        }
     }
 
     /// The gradient `[S]` fp32 collected since the last call, which is thereby cleared; `None`
     /// when the block got none.
     pub fn take_gradient(&mut self) -> Option<Tensor> {
-        if self.layout.ranks == 1 {
+        if self.layout.ranks == 1 && !self.placement.master_on_host {
             return self.partial.take().map(|partial| finished(partial, &self.layout));
         }
         self.grad_s.take()

@@ -36,6 +36,7 @@ mod moments;
 mod optimizer;
 mod parameter_rules;
 mod passes;
+mod placement;
 pub mod policy_update;
 pub mod preference_training;
 pub mod publish;
@@ -55,6 +56,7 @@ pub use log_probs::{ResponseLogProbs, log_probs};
 pub use optimizer::{AdamW, OptimizerStep};
 pub use parameter_rules::ParameterGroup;
 pub use passes::Trace;
+pub use placement::{Offload, Placement};
 pub use policy_update::{Metrics, OldLogProbs, PolicySample, PolicyUpdate, update_policy};
 pub use preference_training::{
     AnswerLogProbs, AnswerPair, PreferenceObjective, answer_log_probs, measure_preferences,

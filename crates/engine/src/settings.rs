@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind};
 
-use crate::{EngineError, ParameterGroup};
+use crate::{EngineError, Offload, ParameterGroup};
 
 /// Floating point type of a copy of the parameters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -67,8 +67,10 @@ pub struct EngineSettings {
     /// The embedding and this many of the lowest layers are not trained; the backward pass ends
     /// above them. 0 trains everything.
     pub frozen_layers: usize,
-    /// Where tensors live.
+    /// Where the model computes.
     pub device: Device,
+    /// What lives in host memory instead.
+    pub offload: Offload,
 }
 
 impl EngineSettings {
@@ -84,7 +86,7 @@ impl EngineSettings {
                 expected: "at least 1",
             });
         }
-        Ok(())
+        self.offload.validate()
     }
 }
 

@@ -12,7 +12,7 @@ use crate::ema::{Ema, EmaSettings};
 use crate::flat::{FlatBlock, Layout, Reduction};
 use crate::optimizer::AdamW;
 use crate::parameter_rules::freeze;
-use crate::{AdamWSettings, EngineError, EngineSettings, Result};
+use crate::{AdamWSettings, EngineError, EngineSettings, Placement, Result};
 
 /// Gradient reductions that may be on their way at once; more would only hold memory.
 const REDUCTIONS_IN_FLIGHT: usize = 2;
@@ -292,12 +292,13 @@ fn zero_blocks(
     plan: &LoadPlan,
     ranks: usize,
 ) -> Result<Vec<FlatBlock>> {
-    let EngineSettings { compute, device, .. } = plan.settings;
+    let EngineSettings { compute, device, offload, .. } = plan.settings;
     let added = adapters.iter().flat_map(|adapters| &adapters.specs);
     let blocks: Vec<&BlockSpec> = specs.iter().chain(added).collect();
     let trained = trained_slots(&blocks, specs.len(), adapters.is_some(), plan)?;
     let block = |(spec, trained): (&&BlockSpec, Vec<bool>)| {
-        FlatBlock::zeros(Layout::new(spec, ranks), trained, compute.kind(), device)
+        let placement = Placement::new(device, offload, trained.contains(&true));
+        FlatBlock::zeros(Layout::new(spec, ranks), trained, compute.kind(), placement)
     };
     Ok(blocks.iter().zip(trained).map(block).collect())
 }

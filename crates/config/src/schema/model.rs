@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::is_default;
+
 /// The language model that is trained.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -118,6 +120,22 @@ pub struct EngineConfig {
     pub recompute: bool,
     /// Free a block's gathered weights after its forward pass (less memory, more communication).
     pub reshard_after_forward: bool,
+    /// What lives in host memory instead of the GPU's.
+    #[serde(skip_serializing_if = "is_default")]
+    pub offload: OffloadConfig,
+}
+
+/// What lives in (pinned) host memory instead of the GPU's, as DeepSpeed and FSDP offload. For
+/// groups with GPUs only.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct OffloadConfig {
+    /// The fp32 master weights, the optimiser's state and the moving average; the optimiser's step
+    /// runs on the host.
+    pub optimizer: bool,
+    /// Each rank's weights in compute type, those of frozen models included: a block's are copied
+    /// to the GPU when it is gathered. Needs `optimizer`.
+    pub parameters: bool,
 }
 
 impl Default for EngineConfig {
@@ -127,6 +145,7 @@ impl Default for EngineConfig {
             reduce_dtype: Dtype::Fp32,
             recompute: true,
             reshard_after_forward: true,
+            offload: OffloadConfig::default(),
         }
     }
 }

@@ -4,6 +4,7 @@
 mod adapters;
 mod checkpoints;
 mod eight_bit;
+mod offload;
 mod policy;
 mod preferences;
 mod publication;

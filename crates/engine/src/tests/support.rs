@@ -9,7 +9,8 @@ use tch::{Device, Kind, Tensor};
 use tempfile::TempDir;
 
 use crate::{
-    AdamWSettings, EngineSettings, LoadPlan, PolicySample, Precision, ResponseSample, ShardedModel,
+    AdamWSettings, EngineSettings, LoadPlan, Offload, PolicySample, Precision, ResponseSample,
+    ShardedModel,
 };
 
 /// Llama with grouped-query attention; three layers, 29 tokens, 16 wide.
@@ -70,6 +71,7 @@ pub(super) fn settings() -> EngineSettings {
         micro_batch_tokens: 1000,
         frozen_layers: 0,
         device: Device::Cpu,
+        offload: Offload::default(),
     }
 }
 

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use plumb_collective::Collective;
 use plumb_model::{HeadSpec, LoraConfig, LoraTarget, Packed};
 use serde::Deserialize;
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use super::support::{ranks, settings};
 use crate::head::{ChosenTokens, TokenGradients, TokenValues};
@@ -105,7 +105,7 @@ impl Settings {
 }
 
 /// Rows laid end to end; every response token is predicted.
-fn batch(rows: &[&Row]) -> (Packed, ChosenTokens) {
+fn batch(rows: &[&Row], device: Device) -> (Packed, ChosenTokens) {
     let (mut predictors, mut targets, mut first) = (Vec::new(), Vec::new(), 0);
     for row in rows {
         for at in row.prompt_tokens..row.ids.len() {
@@ -117,10 +117,10 @@ fn batch(rows: &[&Row]) -> (Packed, ChosenTokens) {
     let ids: Vec<&[u32]> = rows.iter().map(|row| row.ids.as_slice()).collect();
     let ids = if ids.is_empty() { vec![&[0][..]] } else { ids };
     let chosen = ChosenTokens {
-        rows_m: Tensor::from_slice(&predictors),
-        targets_m: Tensor::from_slice(&targets),
+        rows_m: Tensor::from_slice(&predictors).to_device(device),
+        targets_m: Tensor::from_slice(&targets).to_device(device),
     };
-    (Packed::new(&ids).unwrap(), chosen)
+    (Packed::new(&ids).unwrap().to_device(device), chosen)
 }
 
 /// This rank's part of the loss, and the gradient norm.
@@ -132,7 +132,7 @@ pub(super) fn step(model: &mut ShardedModel, rows: &[Row], learning_rate: f64) -
     let mut loss = 0.0;
     for indices in plan.rank(model.rank()) {
         let members: Vec<_> = indices.iter().map(|&index| &rows[index]).collect();
-        let (packed, chosen) = batch(&members);
+        let (packed, chosen) = batch(&members, model.settings().device);
         let mut token_loss = |values: &TokenValues, _: i64| {
             loss -= values.logp_m.sum(Kind::Double).double_value(&[]) / tokens as f64;
             let weight = -1.0 / tokens as f64;
@@ -280,7 +280,7 @@ fn a_pattern_that_fits_no_parameter_is_refused_by_name() {
 /// Mean negative log-prob of one batch, without gradients; this rank computes it whole.
 fn evaluate(model: &mut ShardedModel, rows: &[Row]) -> crate::Result<f64> {
     let rows: Vec<_> = rows.iter().collect();
-    let (packed, chosen) = batch(&rows);
+    let (packed, chosen) = batch(&rows, model.settings().device);
     let logp_m = model.token_values(&packed, &chosen, 1.0)?.logp_m;
     Ok(-logp_m.mean(Kind::Double).double_value(&[]))
 }
