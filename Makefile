@@ -67,6 +67,7 @@ golden: setup ## Check the reference vectors, with the largest error of each fil
 parity: build ## Check our exports in transformers (needs python3 with torch and transformers)
 	@python3 scripts/fetch_models.py smollm2 stories15m
 	@cargo test -p plumb-model --test '*' -- --nocapture
+	@cargo test -p plumb-rollout-worker --test greedy -- --include-ignored --nocapture
 	@python3 tests/parity/check_export.py
 
 bench-algo: ## Advantages of a big batch beside one pass over memory; BENCH="--prompts 256" for less

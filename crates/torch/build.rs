@@ -4,8 +4,15 @@
 
 use std::path::PathBuf;
 
-const SOURCES: [&str; 4] = ["tensor.cpp", "device.cpp", "store.cpp", "gloo.cpp"];
-const HEADERS: [&str; 2] = ["shim.h", "store.h"];
+const SOURCES: [&str; 5] = ["tensor.cpp", "device.cpp", "store.cpp", "gloo.cpp", "paged.cpp"];
+const HEADERS: [&str; 4] = ["shim.h", "store.h", "paged_kernel.h", "paged_kernel.cpp"];
+
+/// Instruction sets that the attention kernel is compiled for; `paged.cpp` picks one at run time.
+const KERNELS: [(&str, &[&str]); 3] = [
+    ("base", &[]),
+    ("avx2", &["-mavx2", "-mfma"]),
+    ("avx512", &["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma"]),
+];
 
 fn main() -> Result<(), String> {
     println!("cargo:rerun-if-env-changed=LIBTORCH");
@@ -35,6 +42,8 @@ fn main() -> Result<(), String> {
         .opt_level(1)
         .warnings(false)
         .flag("-Wall")
+        // For at::parallel_for, which is inline.
+        .flag("-fopenmp")
         .include(&shim);
     // libtorch's headers are not ours to keep free of warnings.
     for system in [shim.join("gloo_stubs"), headers.clone(), headers.join("torch/csrc/api/include")]
@@ -43,6 +52,18 @@ fn main() -> Result<(), String> {
     }
     build.files(SOURCES.iter().map(|file| shim.join(file))).compile("plumb_torch_shim");
 
+    let x86_64 = std::env::var("CARGO_CFG_TARGET_ARCH").is_ok_and(|arch| arch == "x86_64");
+    for (name, flags) in KERNELS.iter().filter(|(name, _)| x86_64 || *name == "base") {
+        let mut build = cc::Build::new();
+        build.cpp(true).std("c++17").opt_level(3).warnings(false).flag("-Wall").flag("-Wno-psabi");
+        flags.iter().for_each(|flag| {
+            build.flag(flag);
+        });
+        build.define("PLUMB_ISA", *name).include(&shim).file(shim.join("paged_kernel.cpp"));
+        build.compile(&format!("plumb_paged_{name}"));
+    }
+
+    println!("cargo:rustc-link-lib=gomp");
     println!("cargo:rustc-link-search=native={}", libraries.display());
     println!("cargo:rustc-link-lib=torch_cpu");
     println!("cargo:rustc-link-lib=c10");

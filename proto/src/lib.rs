@@ -23,6 +23,8 @@ mod generated {
     package!(worker);
 }
 
+mod sampling;
+
 pub use generated::{
     actor::v1 as actor, agent::v1 as agent, cluster::v1 as cluster, job::v1 as job,
     object::v1 as object, reward::v1 as reward, rollout::v1 as rollout, worker::v1 as worker,

@@ -36,10 +36,11 @@ fn main() -> anyhow::Result<()> {
     tch::set_num_threads(i32::try_from(threads)?);
 
     let mut state = State::new(Device::Cpu);
-    let limits = Limits { max_sequences: batch as usize, kv_cache_bytes: 8 << 30 };
+    let limits =
+        Limits { max_sequences: batch as usize, kv_cache_bytes: 8 << 30, prefill_tokens: 4096 };
     let version = PolicyVersion(0);
     let start = Instant::now();
-    state.load(&Loading { folder, kind, limits, version })?;
+    state.load(&Loading { folder, kind, limits, version, deterministic: false })?;
     println!("load: {:.2} s", start.elapsed().as_secs_f64());
 
     let prompt = Prompt {
@@ -50,11 +51,8 @@ fn main() -> anyhow::Result<()> {
     };
     let sampling = SamplingParams {
         max_new_tokens: new_tokens,
-        temperature: 1.0,
-        top_p: 1.0,
-        top_k: None,
-        stop: vec![],
         ignore_eos: true,
+        ..SamplingParams::default()
     };
     let id = state.submit(Generation {
         prompts: vec![prompt],

@@ -1,25 +1,35 @@
-//! Continuous batching over a slotted KV cache.
+//! Continuous batching over a KV cache in blocks.
 //!
-//! The engine holds a queue of prompt groups and a fixed number of slots, each with room for one
-//! sequence. A step first lets waiting samples into free slots (prefilling each prompt once and
-//! copying its KV entries to the group's other samples), then advances every running sequence by
-//! one token in a single batch. Finished sequences leave between steps, so the batch stays full
-//! while work is waiting.
+//! The engine holds a queue of prompt groups. A step feeds one token of every sequence that decodes
+//! and, within a budget, parts of the prompts that have arrived, all in one batch. Sequences take
+//! blocks as they grow; finished ones leave between steps, so the batch stays full while work is
+//! waiting.
+//!
+//! One sample of a group computes the prompt; the others share its blocks and copy the last, partly
+//! filled one when they write to it. Full blocks have names (what they hold, under which version)
+//! and outlive their sequences until the memory is needed, so that a conversation goes on from its
+//! earlier turns' tokens without computing them again. When blocks run out, the sequence that came
+//! last loses its own, waits, and is computed again from its prompt and what it has written.
 //!
 //! Invariants, cited by the tests:
-//! - RO-1: a sample's random stream is a function of (seed, step, prompt id, index); batch mates
-//!   and arrival order do not enter it.
-//! - RO-2: groups are admitted first come, first served, and at most one group is partly admitted.
-//!   So the slot that holds its prompt's KV entries (the donor) is either running one of its
-//!   samples or is the next slot given to it.
+//! - RO-1: a sample's random stream is a function of (seed, step, prompt id, index); batch mates,
+//!   arrival order and interruptions do not enter it.
+//! - RO-2: nobody writes a block that somebody else holds.
 //! - RO-3: each response token carries the policy version that wrote it; weights change only
-//!   between steps.
+//!   between steps, and no sequence starts from another version's blocks.
+//! - RO-4: every sample that was asked for comes back once, or its request fails.
 
-mod admission;
 mod batch;
+mod blocks;
+#[cfg(test)]
+mod determinism_tests;
 mod forward;
 mod group;
 mod native;
+#[cfg(test)]
+mod paging_tests;
+mod schedule;
+mod sequence;
 #[cfg(test)]
 mod tests;
 
@@ -27,13 +37,16 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use plumb_domain::PolicyVersion;
+use plumb_torch::paged::BLOCK_TOKENS;
 
-pub use forward::{Forward, ForwardError, Row};
+pub use forward::{Forward, ForwardError, Span};
 pub use group::{EncodedPrompt, FinishedGroup, FinishedSample, Request};
 pub use native::Native;
 
 use crate::stop::Detokenizer;
-use group::{Group, Sequence};
+use blocks::BlockPool;
+use group::Group;
+use sequence::Sequence;
 
 /// Bounds of what runs at once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,6 +55,23 @@ pub struct Limits {
     pub max_sequences: usize,
     /// Most bytes of KV cache.
     pub kv_cache_bytes: u64,
+    /// Most prompt tokens of one step: how long running sequences wait for new ones.
+    pub prefill_tokens: usize,
+}
+
+/// What an engine has done since it was made.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Figures {
+    /// Forward passes.
+    pub steps: u64,
+    /// Tokens of prompts that were computed, those of sequences that came back included.
+    pub prefilled_tokens: u64,
+    /// Tokens that were found in the cache instead.
+    pub reused_tokens: u64,
+    /// Times that a sequence lost its blocks.
+    pub preemptions: u64,
+    /// Most sequences of one step.
+    pub widest_batch: usize,
 }
 
 /// Numbers requests over all engines of the process: one that outlives its engine must not be
@@ -73,6 +103,30 @@ pub enum EngineError {
         /// The context length.
         context: usize,
     },
+    /// A sampling parameter names a token that the model does not have.
+    #[error("sampling names token {token}, the model's vocabulary has {vocabulary}")]
+    UnknownToken {
+        /// The token.
+        token: u32,
+        /// Tokens in the vocabulary.
+        vocabulary: usize,
+    },
+    /// A prompt with such a token.
+    #[error("prompt {prompt} has token {token}, the model's vocabulary has {vocabulary}")]
+    UnknownPromptToken {
+        /// The prompt's id.
+        prompt: String,
+        /// The token.
+        token: u32,
+        /// Tokens in the vocabulary.
+        vocabulary: usize,
+    },
+    /// Every allowed token would end the response before its minimum.
+    #[error(
+        "sampling.allowed_tokens are all tokens that end a response, and min_new_tokens forbids \
+         them at first: allow another token or lower min_new_tokens"
+    )]
+    NothingAllowed,
     /// Not even one sequence fits.
     #[error(
         "one sequence of {tokens} tokens needs {needed} bytes of KV cache, but kv_cache_bytes is \
@@ -129,15 +183,20 @@ struct Outbox {
     failure: Option<String>,
 }
 
-/// The scheduler, its slots and the model behind them.
+/// The scheduler, its blocks and the model behind them.
 pub struct Engine<F> {
     forward: F,
     detokenizer: Box<dyn Detokenizer>,
     limits: Limits,
     version: PolicyVersion,
-    slots: Vec<Option<Sequence>>,
-    slot_tokens: usize,
+    pool: BlockPool,
+    /// In order of admission.
+    running: Vec<Sequence>,
+    /// Sequences that lost their blocks, in order of admission.
+    preempted: VecDeque<Sequence>,
+    figures: Figures,
     groups: BTreeMap<u64, Group>,
+    /// Groups with samples that have not started, in order of arrival.
     waiting: VecDeque<u64>,
     requests: BTreeMap<RequestId, Outbox>,
     issued: u64,
@@ -156,8 +215,10 @@ impl<F: Forward> Engine<F> {
             detokenizer,
             limits,
             version,
-            slots: Vec::new(),
-            slot_tokens: 0,
+            pool: BlockPool::default(),
+            running: Vec::new(),
+            preempted: VecDeque::new(),
+            figures: Figures::default(),
             groups: BTreeMap::new(),
             waiting: VecDeque::new(),
             requests: BTreeMap::new(),
@@ -182,6 +243,21 @@ impl<F: Forward> Engine<F> {
     pub fn activate(&mut self, version: PolicyVersion, change: impl FnOnce(&mut F)) {
         change(&mut self.forward);
         self.version = version;
+        // A prompt that the old weights computed, or began, is not where a new sample starts.
+        self.running.iter_mut().chain(&mut self.preempted).for_each(|s| s.leads = false);
+        for group in self.groups.values_mut() {
+            group.is_led = false;
+            if let Some(mut prompt) = group.computed_prompt.take() {
+                prompt.cached.release(&mut self.pool);
+            }
+        }
+        self.pool.forget_idle();
+    }
+
+    /// What the engine has done.
+    #[must_use]
+    pub fn figures(&self) -> Figures {
+        self.figures
     }
 
     /// Queues a request.
@@ -190,6 +266,14 @@ impl<F: Forward> Engine<F> {
     /// A prompt that is empty or leaves no room in the context, or a cache too small for one
     /// sequence; nothing is queued then.
     pub fn submit(&mut self, request: Request) -> Result<RequestId, EngineError> {
+        let shaping = group::shaping(&request.sampling, &request.stop);
+        let vocabulary = self.forward.vocabulary();
+        if let Some(token) = shaping.outside(vocabulary) {
+            return Err(EngineError::UnknownToken { token, vocabulary });
+        }
+        if shaping.leaves_nothing() {
+            return Err(EngineError::NothingAllowed);
+        }
         for prompt in &request.prompts {
             self.check(prompt, request.sampling.max_new_tokens)?;
         }
@@ -214,24 +298,31 @@ impl<F: Forward> Engine<F> {
         if tokens >= context {
             return Err(EngineError::PromptTooLong { prompt: prompt.id.clone(), tokens, context });
         }
-        let tokens = admission::capacity(tokens, max_new_tokens, context);
-        let needed = tokens as u64 * self.forward.kv_bytes_per_token();
-        let available = self.limits.kv_cache_bytes;
-        if needed > available {
+        let vocabulary = self.forward.vocabulary();
+        if let Some(&token) = prompt.ids.iter().find(|id| **id as usize >= vocabulary) {
+            let prompt = prompt.id.clone();
+            return Err(EngineError::UnknownPromptToken { prompt, token, vocabulary });
+        }
+        let tokens = tokens.saturating_add(max_new_tokens as usize).min(context);
+        let blocks = tokens.div_ceil(BLOCK_TOKENS);
+        if blocks > self.affordable_blocks() {
+            let needed = (blocks * BLOCK_TOKENS) as u64 * self.forward.kv_bytes_per_token();
+            let available = self.limits.kv_cache_bytes;
             return Err(EngineError::CacheTooSmall { tokens, needed, available });
         }
         Ok(())
     }
 
-    /// Admits what fits and advances every running sequence by one token.
+    /// Runs one batch: every sequence that decodes gets its next token, and prompts go on.
     ///
     /// A failure drops all work; every request then reports it from [`Engine::collect`].
     pub fn step(&mut self) {
-        let result = self.admit().and_then(|()| self.decode());
-        if let Err(error) = result {
+        if let Err(error) = self.advance() {
             let cause = error.to_string();
             tracing::error!(%cause, running = self.running(), "generation step failed");
-            self.slots.iter_mut().for_each(|slot| *slot = None);
+            self.running.clear();
+            self.preempted.clear();
+            self.pool = BlockPool::new(self.pool.len());
             self.groups.clear();
             self.waiting.clear();
             self.requests.values_mut().filter(|r| r.open_groups > 0).for_each(|request| {
@@ -243,7 +334,7 @@ impl<F: Forward> Engine<F> {
     /// Sequences in the batch.
     #[must_use]
     pub fn running(&self) -> usize {
-        self.slots.iter().flatten().count()
+        self.running.len()
     }
 
     /// Takes what a request has finished. A request that is done or failed is forgotten.
@@ -264,17 +355,27 @@ impl<F: Forward> Engine<F> {
         Ok(Collected { groups, done })
     }
 
-    /// Drops a request and frees its slots. Unknown requests are ignored.
+    /// Drops a request and frees its blocks. Unknown requests are ignored.
     pub fn cancel(&mut self, id: RequestId) {
         self.requests.remove(&id);
-        let groups = &mut self.groups;
-        groups.retain(|_, group| group.request != id);
-        self.waiting.retain(|key| groups.contains_key(key));
-        for slot in &mut self.slots {
-            if slot.as_ref().is_some_and(|sequence| !groups.contains_key(&sequence.group)) {
-                *slot = None;
+        let Self { groups, pool, running, preempted, waiting, .. } = self;
+        groups.retain(|_, group| {
+            if let Some(prompt) = &mut group.computed_prompt
+                && group.request == id
+            {
+                prompt.cached.release(pool);
             }
-        }
+            group.request != id
+        });
+        waiting.retain(|key| groups.contains_key(key));
+        preempted.retain(|sequence| groups.contains_key(&sequence.group));
+        running.retain_mut(|sequence| {
+            let stays = groups.contains_key(&sequence.group);
+            if !stays {
+                sequence.cached.release(pool);
+            }
+            stays
+        });
     }
 
     fn next_key(&mut self) -> u64 {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use plumb_domain::{ChatMessage, Label, PromptId};
+use plumb_domain::{ChatMessage, Label, PromptId, SamplingParams};
 use plumb_model::chat_template::ChatTemplateError;
 use plumb_model::tokenizer::TokenizerError;
 use plumb_model::{ChatTemplate, Tokenizer};
@@ -83,7 +83,8 @@ impl Texts {
     /// Encodes a request's prompts, all or none.
     ///
     /// Messages are rendered by the chat template, which writes the special tokens itself. A
-    /// `text` is encoded with what the tokenizer adds, such as a beginning-of-sequence token.
+    /// `text` is encoded with what the tokenizer adds, such as a beginning-of-sequence token;
+    /// `token_ids` are taken as they are, whatever else is given.
     /// `max_tokens` 0 leaves the bound to the model's context.
     ///
     /// # Errors
@@ -118,6 +119,13 @@ impl Texts {
             .into_iter()
             .map(|m| ChatMessage { role: m.role, content: m.content })
             .collect();
+        if !prompt.token_ids.is_empty() {
+            let ids = prompt.token_ids;
+            within(max_tokens, &id, ids.len())?;
+            let question = last_user_text(messages).unwrap_or_else(|| self.text(&ids));
+            let (label, reference) = (prompt.label, prompt.reference);
+            return Ok(EncodedPrompt { id, label, ids, question, reference });
+        }
         let (text, add_special_tokens) = match (prompt.text, &self.template) {
             (Some(text), _) => (text, true),
             (None, _) if messages.is_empty() => return Err(PromptError::Empty { id }),
@@ -131,14 +139,8 @@ impl Texts {
             Ok(ids) => ids,
             Err(source) => return Err(PromptError::Tokenizer { id, source }),
         };
-        if max_tokens > 0 && ids.len() > max_tokens {
-            return Err(PromptError::TooLong { id, tokens: ids.len(), max: max_tokens });
-        }
-        let question = messages
-            .into_iter()
-            .rev()
-            .find(|message| message.role == "user")
-            .map_or(text, |message| message.content);
+        within(max_tokens, &id, ids.len())?;
+        let question = last_user_text(messages).unwrap_or(text);
         Ok(EncodedPrompt { id, label: prompt.label, ids, question, reference: prompt.reference })
     }
 
@@ -146,10 +148,11 @@ impl Texts {
     /// strings. A stop string that is a token without text, such as `<|im_end|>`, is met as a
     /// token.
     #[must_use]
-    pub fn stop_rules(&self, stop: &[String], ignore_eos: bool) -> StopRules {
-        let eos_ids = if ignore_eos { Vec::new() } else { self.tokenizer.eos_ids().to_vec() };
-        let mut rules = StopRules { eos_ids, ..StopRules::default() };
-        for text in stop {
+    pub fn stop_rules(&self, sampling: &SamplingParams) -> StopRules {
+        let eos = if sampling.ignore_eos { &[] } else { self.tokenizer.eos_ids() };
+        let min_tokens = sampling.min_new_tokens as usize;
+        let mut rules = StopRules { eos_ids: eos.to_vec(), min_tokens, ..StopRules::default() };
+        for text in &sampling.stop {
             match self.tokenizer.token_id(text) {
                 Some(id) if self.text(&[id]).is_empty() => rules.token_ids.push(id),
                 _ => rules.strings.push(text.clone()),
@@ -157,6 +160,17 @@ impl Texts {
         }
         rules
     }
+}
+
+fn within(max_tokens: usize, id: &str, tokens: usize) -> Result<(), PromptError> {
+    if max_tokens > 0 && tokens > max_tokens {
+        return Err(PromptError::TooLong { id: id.to_owned(), tokens, max: max_tokens });
+    }
+    Ok(())
+}
+
+fn last_user_text(messages: Vec<ChatMessage>) -> Option<String> {
+    messages.into_iter().rev().find(|m| m.role == "user").map(|message| message.content)
 }
 
 impl Detokenizer for Texts {

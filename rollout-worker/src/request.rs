@@ -19,7 +19,12 @@ pub struct Loading {
     pub limits: Limits,
     /// The version that the folder's weights are.
     pub version: PolicyVersion,
+    /// Whether log-probs have to be the trainer's to the bit.
+    pub deterministic: bool,
 }
+
+/// Prompt tokens of one step where a request does not say.
+const PREFILL_TOKENS: usize = 2048;
 
 /// What to generate.
 #[derive(Debug, Clone, PartialEq)]
@@ -90,7 +95,12 @@ impl TryFrom<&rollout::LoadRequest> for Loading {
             limits: Limits {
                 max_sequences: request.max_sequences as usize,
                 kv_cache_bytes: request.kv_cache_bytes,
+                prefill_tokens: match request.prefill_tokens {
+                    0 => PREFILL_TOKENS,
+                    tokens => tokens as usize,
+                },
             },
+            deterministic: request.deterministic,
             version: PolicyVersion(request.policy_version),
         })
     }
@@ -112,24 +122,12 @@ impl Generation {
             prompts: request.prompts,
             max_prompt_tokens: request.max_prompt_tokens as usize,
             samples_per_prompt: request.samples_per_prompt,
-            sampling: sampling_params(sampling)?,
+            sampling: sampling.try_into()?,
             seed: request.seed,
             step,
             version: PolicyVersion(request.policy_version),
         })
     }
-}
-
-fn sampling_params(given: rollout::SamplingParams) -> Result<SamplingParams, SamplingError> {
-    SamplingParams {
-        max_new_tokens: given.max_new_tokens,
-        temperature: given.temperature,
-        top_p: given.top_p,
-        top_k: u32::try_from(given.top_k).ok().filter(|k| *k > 0),
-        stop: given.stop,
-        ignore_eos: given.ignore_eos,
-    }
-    .validate()
 }
 
 #[cfg(test)]

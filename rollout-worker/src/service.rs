@@ -155,6 +155,17 @@ impl Driver {
                 self.log.push(self.store(group)?);
             }
             if collected.done {
+                let figures = self.device.run(|state| state.figures()).await?;
+                tracing::info!(
+                    job = self.call.job_id,
+                    step = self.call.step,
+                    version = %self.version,
+                    steps = figures.steps,
+                    prefilled_tokens = figures.prefilled_tokens,
+                    reused_tokens = figures.reused_tokens,
+                    preemptions = figures.preemptions,
+                    "generated; figures since the model was loaded"
+                );
                 return Ok(());
             }
         }
@@ -184,6 +195,7 @@ fn sample_batch(step: u64, group: FinishedGroup) -> object::SampleBatch {
         prompt_ids: prompt.ids.clone(),
         response_ids: sample.response_ids,
         logps: sample.logps,
+        top_logps: sample.top_logps.into_iter().map(top_log_probs).collect(),
         segments: sample
             .segments
             .iter()
@@ -195,6 +207,11 @@ fn sample_batch(step: u64, group: FinishedGroup) -> object::SampleBatch {
         reference: prompt.reference.clone(),
     };
     object::SampleBatch { samples: samples.into_iter().map(sample).collect() }
+}
+
+fn top_log_probs(best: Vec<(u32, f32)>) -> object::TopLogProbs {
+    let (ids, logps) = best.into_iter().unzip();
+    object::TopLogProbs { ids, logps }
 }
 
 fn finish_reason(reason: FinishReason) -> object::FinishReason {
@@ -238,6 +255,9 @@ fn status(error: StateError) -> Status {
         StateError::Engine(error) => match error {
             EngineError::EmptyPrompt { .. }
             | EngineError::PromptTooLong { .. }
+            | EngineError::UnknownToken { .. }
+            | EngineError::UnknownPromptToken { .. }
+            | EngineError::NothingAllowed
             | EngineError::CacheTooSmall { .. } => Status::invalid_argument(message),
             _ => Status::internal(message),
         },
@@ -265,6 +285,7 @@ mod tests {
                 index: 1,
                 response_ids: vec![4, 5],
                 logps: vec![-0.5, -1.5],
+                top_logps: vec![vec![(4, -0.5)], vec![(9, -0.25), (5, -1.5)]],
                 segments: vec![VersionSegment { version: PolicyVersion(7), tokens: 2 }],
                 finish: FinishReason::Eos,
                 text: "thus".into(),
@@ -275,6 +296,10 @@ mod tests {
         assert_eq!(sample.id, "9/p-1/1");
         assert_eq!((sample.question.as_str(), sample.response.as_str()), ("how?", "thus"));
         assert_eq!(sample.segments[0].policy_version, 7);
+        assert_eq!(
+            (&sample.top_logps[1].ids[..], sample.top_logps[1].logps[0]),
+            (&[9, 5][..], -0.25)
+        );
         let info = sample_info(sample);
         assert_eq!((info.prompt_tokens, info.response_tokens), (3, 2));
         assert_eq!((info.mean_logp, info.finish()), (-1.0, object::FinishReason::Eos));

@@ -11,7 +11,7 @@ use plumb_model::{ChatTemplate, ModelError, Tokenizer, Weights};
 use plumb_proto::actor::WeightBucket;
 use tch::Device;
 
-use crate::engine::{Collected, Engine, EngineError, Limits, Native, Request, RequestId};
+use crate::engine::{Collected, Engine, EngineError, Figures, Limits, Native, Request, RequestId};
 use crate::prompt::{PromptError, Texts};
 use crate::request::{Generation, Loading};
 use crate::weights::{ActivationError, Staged, take_verified};
@@ -138,8 +138,12 @@ impl State {
         self.loaded = None;
         self.staged = None;
         let texts = read_texts(&loading.folder)?;
-        let native = Native::load(&loading.folder, loading.kind, self.device)
-            .map_err(|source| StateError::Model { folder: loading.folder.clone(), source })?;
+        let refused = |source| StateError::Model { folder: loading.folder.clone(), source };
+        let mut native =
+            Native::load(&loading.folder, loading.kind, self.device).map_err(refused)?;
+        if loading.deterministic {
+            native.make_deterministic().map_err(refused)?;
+        }
         let parameters = native.parameters();
         self.set_up(native, texts, loading.limits, loading.version);
         Ok(parameters)
@@ -223,9 +227,15 @@ impl State {
             prompts, max_prompt_tokens, samples_per_prompt, sampling, seed, step, ..
         } = generation;
         let prompts = loaded.texts.encode_all(prompts, max_prompt_tokens)?;
-        let stop = loaded.texts.stop_rules(&sampling.stop, sampling.ignore_eos);
+        let stop = loaded.texts.stop_rules(&sampling);
         let request = Request { prompts, samples_per_prompt, sampling, stop, seed, step };
         Ok(loaded.engine.submit(request)?)
+    }
+
+    /// What the engine has done since its model was loaded.
+    #[must_use]
+    pub fn figures(&self) -> Figures {
+        self.loaded.as_ref().map(|loaded| loaded.engine.figures()).unwrap_or_default()
     }
 
     /// One step of the engine; returns what the request has finished.

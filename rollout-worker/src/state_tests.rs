@@ -12,7 +12,8 @@ fn loading(folder: &Path) -> Loading {
     Loading {
         folder: folder.to_owned(),
         kind: Kind::Float,
-        limits: Limits { max_sequences: 4, kv_cache_bytes: 1 << 24 },
+        limits: Limits { max_sequences: 4, kv_cache_bytes: 1 << 24, prefill_tokens: 64 },
+        deterministic: false,
         version: PolicyVersion(0),
     }
 }
@@ -39,10 +40,8 @@ fn generation(version: u64) -> Generation {
         sampling: SamplingParams {
             max_new_tokens: 6,
             temperature: 0.0,
-            top_p: 1.0,
-            top_k: None,
-            stop: vec![],
             ignore_eos: true,
+            ..SamplingParams::default()
         },
         seed: 1,
         step: 0,
@@ -214,7 +213,60 @@ fn stop_strings_end_a_response_as_text_or_as_a_special_token() {
     assert_eq!(sample.text, free[..cut]);
 
     let texts = &state.loaded.as_ref().unwrap().texts;
-    let rules = texts.stop_rules(&["<|im_end|>".into(), "w7".into()], true);
+    let rules = texts.stop_rules(&SamplingParams {
+        stop: vec!["<|im_end|>".into(), "w7".into()],
+        ignore_eos: true,
+        ..SamplingParams::default()
+    });
     assert_eq!((rules.token_ids, rules.strings), (vec![tiny_model::EOS], vec!["w7".to_owned()]));
-    assert_eq!(texts.stop_rules(&[], false).eos_ids, [tiny_model::EOS]);
+    assert_eq!(texts.stop_rules(&SamplingParams::default()).eos_ids, [tiny_model::EOS]);
+}
+
+#[test]
+fn token_prompts_go_in_as_they_are_and_a_later_turn_finds_the_earlier_ones() {
+    let (mut state, _folder) = loaded();
+    let turn = |state: &mut State, token_ids: Vec<u32>| {
+        let mut asked = generation(0);
+        asked.max_prompt_tokens = 0;
+        asked.samples_per_prompt = 1;
+        asked.prompts[0].messages.clear();
+        asked.prompts[0].token_ids = token_ids;
+        let id = state.submit(asked).unwrap();
+        loop {
+            if let Some(group) = state.advance(id).unwrap().groups.pop() {
+                return group;
+            }
+        }
+    };
+    let first: Vec<u32> = (0..27).collect();
+    let answered = turn(&mut state, first.clone());
+    assert_eq!(answered.prompt.ids, first);
+    assert!(answered.prompt.question.starts_with("w0 w1"), "{}", answered.prompt.question);
+    assert_eq!(state.figures().reused_tokens, 0);
+    // 27 + 6 tokens, of which all but the newest are in the cache: two blocks.
+    let second = [first, answered.samples[0].response_ids.clone(), vec![3, 4]].concat();
+    turn(&mut state, second);
+    assert_eq!(state.figures().reused_tokens, 32);
+}
+
+#[test]
+fn a_top_p_of_zero_and_a_prompt_beyond_the_context_are_refused_by_name() {
+    let (mut state, _folder) = loaded();
+    let mut long = generation(0);
+    long.max_prompt_tokens = 0;
+    long.prompts[0].token_ids = vec![1; tiny_model::CONTEXT];
+    assert_eq!(
+        state.submit(long).unwrap_err().to_string(),
+        "prompt p has 96 tokens, the model's context is 96: shorten the prompt"
+    );
+    let sampling = rollout::SamplingParams {
+        max_new_tokens: 4,
+        temperature: 1.0,
+        top_p: 0.0,
+        ..rollout::SamplingParams::default()
+    };
+    assert_eq!(
+        SamplingParams::try_from(sampling).unwrap_err().to_string(),
+        "sampling.top_p = 0 is out of range: in (0, 1]"
+    );
 }

@@ -16,6 +16,9 @@ pub struct StopRules {
     pub token_ids: Vec<u32>,
     /// Stop strings, met in the text.
     pub strings: Vec<String>,
+    /// Response tokens before which a stop string does not count: one that is complete earlier is
+    /// part of the answer.
+    pub min_tokens: usize,
 }
 
 impl StopRules {
@@ -23,16 +26,28 @@ impl StopRules {
     #[must_use]
     pub fn answer(&self, detokenizer: &dyn Detokenizer, response_ids: &[u32]) -> String {
         let mut text = detokenizer.text(response_ids);
-        if let Some(at) = self.first_in(&text, 0) {
+        let exempt = self.min_tokens.saturating_sub(1).min(response_ids.len());
+        let exempt = if exempt == 0 || self.strings.is_empty() {
+            0
+        } else {
+            detokenizer.text(&response_ids[..exempt]).trim_end_matches('\u{FFFD}').len()
+        };
+        if let Some(at) = self.first_ending_after(&text, exempt) {
             text.truncate(at);
         }
         text
     }
 
-    /// Byte offset of the earliest stop string in `text` at or after `from`.
-    fn first_in(&self, text: &str, from: usize) -> Option<usize> {
-        let tail = text.get(from..)?;
-        self.strings.iter().filter_map(|s| tail.find(s.as_str())).min().map(|at| from + at)
+    /// Byte offset of the earliest stop string in `text` that ends behind the first `before` bytes.
+    fn first_ending_after(&self, text: &str, before: usize) -> Option<usize> {
+        let first = |stop: &String| {
+            let mut start = (before + 1).saturating_sub(stop.len());
+            while !text.is_char_boundary(start) {
+                start += 1;
+            }
+            text.get(start..)?.find(stop.as_str()).map(|at| start + at)
+        };
+        self.strings.iter().filter_map(first).min()
     }
 }
 
@@ -67,21 +82,12 @@ impl StopScanner {
             return false;
         }
         let Some(new) = window.get(before.len()..) else { return false };
-        let from = self.overlap_start(rules);
+        let before = self.text.len();
         self.text.push_str(new);
         self.window_start = self.read;
         self.read = response_ids.len();
-        rules.first_in(&self.text, from).is_some()
-    }
-
-    /// Where a stop string that ends in the coming text could begin at the earliest.
-    fn overlap_start(&self, rules: &StopRules) -> usize {
-        let longest = rules.strings.iter().map(String::len).max().unwrap_or(1);
-        let mut start = self.text.len().saturating_sub(longest.saturating_sub(1));
-        while !self.text.is_char_boundary(start) {
-            start -= 1;
-        }
-        start
+        response_ids.len() >= rules.min_tokens
+            && rules.first_ending_after(&self.text, before).is_some()
     }
 }
 
@@ -141,6 +147,18 @@ mod tests {
     fn an_overlap_next_to_wide_characters_does_not_split_one() {
         let words = Bytes(vec!["日本".as_bytes(), "語".as_bytes(), b"ab"]);
         assert_eq!(stops_at(&strings(&["本語a"]), &words, &[0, 1, 2]), Some(3));
+    }
+
+    #[test]
+    fn a_stop_string_before_the_minimum_is_part_of_the_answer() {
+        let words = Bytes(vec![b"a", b"\n", b"b"]);
+        let rules = StopRules { min_tokens: 4, ..strings(&["\n"]) };
+        assert_eq!(stops_at(&rules, &words, &[0, 1, 2, 0, 1]), Some(5));
+        assert_eq!(rules.answer(&words, &[0, 1, 2, 0, 1]), "a\nba");
+        // Begun before the minimum and complete with it.
+        let rules = StopRules { min_tokens: 3, ..strings(&["\nb"]) };
+        assert_eq!(stops_at(&rules, &words, &[0, 1, 2, 0]), Some(3));
+        assert_eq!(rules.answer(&words, &[0, 1, 2]), "a");
     }
 
     #[test]

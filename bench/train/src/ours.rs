@@ -139,6 +139,7 @@ impl Job {
             recompute: self.case.recompute,
             reshard_after_forward: true,
             micro_batch_tokens: usize::MAX,
+            one_sample_a_pass: false,
             frozen_layers: 0,
             device: Device::Cpu,
             offload: Offload::default(),

@@ -164,6 +164,7 @@ pub(super) fn engine_spec(recipe: &Recipe, frozen_layers: u32) -> EngineSpec {
         frozen_layers,
         offload_optimizer: recipe.engine.offload.optimizer,
         offload_parameters: recipe.engine.offload.parameters,
+        one_sample_a_pass: recipe.rollout.deterministic,
     }
 }
 

@@ -9,7 +9,6 @@ use plumb_domain::{Epoch, PolicyVersion, Prompt};
 use plumb_proto::rollout::rollout_service_client::RolloutServiceClient;
 use plumb_proto::rollout::{
     ChatMessage, GenerateProgress, GenerateRequest, LoadRequest, Prompt as WirePrompt,
-    SamplingParams,
 };
 use tokio_stream::StreamExt as _;
 
@@ -91,6 +90,8 @@ impl RolloutFleet {
                     max_sequences: self.recipe.rollout.max_sequences,
                     kv_cache_bytes: self.recipe.rollout.kv_cache_mib << 20,
                     policy_version: 0,
+                    prefill_tokens: self.recipe.rollout.prefill_tokens,
+                    deterministic: self.recipe.rollout.deterministic,
                 };
                 async move { client(&worker).load(request).await.map(tonic::Response::into_inner) }
             })
@@ -184,14 +185,7 @@ impl RolloutFleet {
             context: Some(self.group.context(worker, &id)),
             prompts,
             samples_per_prompt: self.settings.samples_per_prompt,
-            sampling: Some(SamplingParams {
-                max_new_tokens: s.max_new_tokens,
-                temperature: s.temperature,
-                top_p: s.top_p,
-                top_k: s.top_k.map_or(0, |k| k as i32),
-                stop: s.stop.clone(),
-                ignore_eos: false,
-            }),
+            sampling: Some(s.params().into()),
             seed: self.settings.seed,
             policy_version: version.0,
             max_prompt_tokens: self.recipe.rollout.max_prompt_tokens,
@@ -215,6 +209,7 @@ impl RolloutFleet {
                 .collect(),
             reference: prompt.reference.clone(),
             text: None,
+            token_ids: Vec::new(),
         }
     }
 }

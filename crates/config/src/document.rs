@@ -16,7 +16,7 @@ const SOURCES: [&str; 10] = [
 ];
 
 /// Tables in the order of the document: how they stand in a recipe, and their struct.
-const TABLES: [(&str, &str); 35] = [
+const TABLES: [(&str, &str); 36] = [
     ("(top level)", "Recipe"),
     ("[model]", "ModelConfig"),
     ("[data]", "DataConfig"),
@@ -26,6 +26,7 @@ const TABLES: [(&str, &str); 35] = [
     ("[engine.offload]", "OffloadConfig"),
     ("[rollout]", "RolloutConfig"),
     ("[sampling]", "SamplingConfig"),
+    ("[[sampling.logit_bias]]", "TokenBiasConfig"),
     ("[algorithm]", "AlgorithmConfig"),
     ("[algorithm.loss]", "LossConfig"),
     ("[algorithm.loss.importance]", "ImportanceConfig"),

@@ -1,5 +1,7 @@
 //! Prompts, sampling parameters and samples.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use serde::{Deserialize, Serialize};
 
 use crate::{Label, PolicyVersion, PromptId, SampleId};
@@ -36,21 +38,58 @@ impl Prompt {
     }
 }
 
+/// Most alternatives recorded for each token.
+const MAX_TOP_LOGPS: u32 = 64;
+
 /// How tokens are drawn.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct SamplingParams {
     /// Upper bound of response tokens.
     pub max_new_tokens: u32,
+    /// Response tokens before which neither an end-of-sequence token nor a stop string ends the
+    /// response; 0 is off.
+    pub min_new_tokens: u32,
     /// 0 is greedy.
     pub temperature: f64,
     /// Nucleus mass in `(0, 1]`; 1 is off.
     pub top_p: f64,
     /// Number of most probable tokens kept; `None` is off.
     pub top_k: Option<u32>,
+    /// Tokens below this share of the best token's probability are cut, in `[0, 1]`; 0 is off.
+    pub min_p: f64,
+    /// Logits of tokens in prompt and response so far are divided by this when positive, and
+    /// multiplied by it when negative; above 0, 1 is off.
+    pub repetition_penalty: f64,
+    /// Added to the logits of these tokens.
+    pub logit_bias: BTreeMap<u32, f64>,
+    /// The only tokens that may be drawn; empty allows all.
+    pub allowed_tokens: BTreeSet<u32>,
+    /// Most probable tokens whose log-probs are recorded beside each drawn token's.
+    pub top_logps: u32,
     /// Strings that end a response (and are cut off it).
     pub stop: Vec<String>,
     /// Keep going over the end-of-sequence token (for benchmarks).
     pub ignore_eos: bool,
+}
+
+/// Draws from the model's own distribution; `max_new_tokens` is 0 and has to be set.
+impl Default for SamplingParams {
+    fn default() -> Self {
+        Self {
+            max_new_tokens: 0,
+            min_new_tokens: 0,
+            temperature: 1.0,
+            top_p: 1.0,
+            top_k: None,
+            min_p: 0.0,
+            repetition_penalty: 1.0,
+            logit_bias: BTreeMap::new(),
+            allowed_tokens: BTreeSet::new(),
+            top_logps: 0,
+            stop: Vec::new(),
+            ignore_eos: false,
+        }
+    }
 }
 
 /// Sampling parameters that cannot be used.
@@ -75,6 +114,10 @@ impl SamplingParams {
         if self.max_new_tokens == 0 {
             return fail("max_new_tokens", "0".into(), "at least 1");
         }
+        if self.min_new_tokens > self.max_new_tokens {
+            let value = self.min_new_tokens.to_string();
+            return fail("min_new_tokens", value, "at most max_new_tokens");
+        }
         if !(self.temperature.is_finite() && self.temperature >= 0.0) {
             return fail("temperature", self.temperature.to_string(), "a finite number >= 0");
         }
@@ -83,6 +126,19 @@ impl SamplingParams {
         }
         if self.top_k == Some(0) {
             return fail("top_k", "0".into(), "at least 1, or absent");
+        }
+        if !(0.0..=1.0).contains(&self.min_p) {
+            return fail("min_p", self.min_p.to_string(), "in [0, 1]");
+        }
+        if !(self.repetition_penalty.is_finite() && self.repetition_penalty > 0.0) {
+            let value = self.repetition_penalty.to_string();
+            return fail("repetition_penalty", value, "a finite number above 0");
+        }
+        if let Some((token, bias)) = self.logit_bias.iter().find(|(_, bias)| !bias.is_finite()) {
+            return fail("logit_bias", format!("{bias} for token {token}"), "finite numbers");
+        }
+        if self.top_logps > MAX_TOP_LOGPS {
+            return fail("top_logps", self.top_logps.to_string(), "at most 64");
         }
         if self.stop.iter().any(String::is_empty) {
             return fail("stop", "\"\"".into(), "non-empty strings");
@@ -215,19 +271,31 @@ mod tests {
 
     #[test]
     fn sampling_parameters_are_checked_by_name() {
-        let good = SamplingParams {
-            max_new_tokens: 4,
-            temperature: 1.0,
-            top_p: 1.0,
-            top_k: None,
-            stop: vec![],
-            ignore_eos: false,
-        };
+        let good = SamplingParams { max_new_tokens: 4, ..SamplingParams::default() };
         assert!(good.clone().validate().is_ok());
-        let bad = SamplingParams { top_p: 0.0, ..good };
+        let refused = |bad: SamplingParams| bad.validate().unwrap_err().to_string();
         assert_eq!(
-            bad.validate().unwrap_err().to_string(),
+            refused(SamplingParams { top_p: 0.0, ..good.clone() }),
             "sampling.top_p = 0 is out of range: in (0, 1]"
         );
+        assert_eq!(
+            refused(SamplingParams { min_new_tokens: 5, ..good.clone() }),
+            "sampling.min_new_tokens = 5 is out of range: at most max_new_tokens"
+        );
+        for (bad, key) in [
+            (SamplingParams { max_new_tokens: 0, ..good.clone() }, "max_new_tokens"),
+            (SamplingParams { temperature: f64::NAN, ..good.clone() }, "temperature"),
+            (SamplingParams { top_k: Some(0), ..good.clone() }, "top_k"),
+            (SamplingParams { min_p: 1.5, ..good.clone() }, "min_p"),
+            (SamplingParams { repetition_penalty: 0.0, ..good.clone() }, "repetition_penalty"),
+            (
+                SamplingParams { logit_bias: [(3, f64::INFINITY)].into(), ..good.clone() },
+                "logit_bias",
+            ),
+            (SamplingParams { top_logps: 65, ..good.clone() }, "top_logps"),
+            (SamplingParams { stop: vec![String::new()], ..good.clone() }, "stop"),
+        ] {
+            assert!(refused(bad).starts_with(&format!("sampling.{key} = ")), "{key}");
+        }
     }
 }

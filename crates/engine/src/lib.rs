@@ -52,7 +52,7 @@ mod trained_runs;
 pub use adapters::LoraPlan;
 pub use ema::EmaSettings;
 pub use error::{EngineError, Result};
-pub use log_probs::{ResponseLogProbs, log_probs};
+pub use log_probs::{ResponseLogProbs, log_probs, response_logps};
 pub use optimizer::{AdamW, OptimizerStep};
 pub use parameter_rules::ParameterGroup;
 pub use passes::Trace;

@@ -13,6 +13,9 @@ pub struct Mismatch {
     pub max: f64,
     /// Sum of differences.
     pub sum: f64,
+    /// Sum of `r - 1 - ln r`, `r = p_trainer / p_rollout`: an estimate of KL(rollout | trainer) that
+    /// is never negative.
+    pub kl_sum: f64,
     /// Tokens compared.
     pub tokens: f64,
 }
@@ -24,7 +27,12 @@ impl Mismatch {
         if tokens == 0 {
             return;
         }
-        let difference_n = (trainer_logp_n - rollout_logp_n).abs().to_kind(Kind::Double);
+        let log_ratio_n =
+            trainer_logp_n.to_kind(Kind::Double) - rollout_logp_n.to_kind(Kind::Double);
+        let difference_n = log_ratio_n.abs();
+        // e^x - 1 - x without the cancellation of its naive form.
+        let kl_n = log_ratio_n.expm1() - log_ratio_n;
+        self.kl_sum += kl_n.sum(Kind::Double).double_value(&[]);
         self.max = self.max.max(difference_n.max().double_value(&[]));
         self.sum += difference_n.sum(Kind::Double).double_value(&[]);
         self.tokens += tokens as f64;
@@ -36,13 +44,19 @@ impl Mismatch {
         if self.tokens > 0.0 { self.sum / self.tokens } else { 0.0 }
     }
 
+    /// Mean of the estimate of KL(rollout | trainer), 0 without tokens.
+    #[must_use]
+    pub fn kl(&self) -> f64 {
+        if self.tokens > 0.0 { self.kl_sum / self.tokens } else { 0.0 }
+    }
+
     /// Over all ranks.
     ///
     /// # Errors
     /// A failed collective.
     pub fn over_ranks(self, model: &ShardedModel) -> Result<Self> {
-        let [sum, tokens] = model.sum_over_ranks([self.sum, self.tokens])?;
+        let [sum, kl_sum, tokens] = model.sum_over_ranks([self.sum, self.kl_sum, self.tokens])?;
         let [max] = model.max_over_ranks([self.max])?;
-        Ok(Self { max, sum, tokens })
+        Ok(Self { max, sum, kl_sum, tokens })
     }
 }

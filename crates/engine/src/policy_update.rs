@@ -132,11 +132,10 @@ fn mini_batch_step(
     let counts = samples.iter().map(|s| s.sample.response_ids.len());
     let denominators = Denominators::from_token_counts(counts, update.norm_tokens);
     let (ranks, rank) = (model.world_size(), model.rank());
-    let budget_tokens = model.settings().micro_batch_tokens;
     let responses: Vec<_> = samples.iter().map(|s| &s.sample).collect();
     let mut sums = StepSums::default();
     let mut mismatch = measure_mismatch.then(Mismatch::default);
-    for micro_batch in micro_batches(&responses, ranks, rank, budget_tokens)? {
+    for micro_batch in micro_batches(&responses, ranks, rank, model.settings())? {
         let micro_batch: Vec<_> = micro_batch.iter().map(|&index| samples[index]).collect();
         let loss = MicroBatchLoss::new(&micro_batch, update, &denominators, model)?;
         loss.forward_backward(model, &mut sums, mismatch.as_mut())?;
@@ -345,6 +344,7 @@ impl Figures {
             ("approx_kl", sums.approx_kl_mean()),
             ("mismatch_max", mismatch.max),
             ("mismatch_mean", mismatch.mean()),
+            ("mismatch_kl", mismatch.kl()),
             ("tokens", sums.tokens),
             ("optimizer_steps", self.taken as f64),
             ("skipped_steps", self.skipped as f64),

@@ -5,7 +5,7 @@ use tch::{Device, Tensor};
 
 use crate::head::ChosenTokens;
 use crate::micro_batch::Plan;
-use crate::{EngineError, Result};
+use crate::{EngineError, EngineSettings, Result};
 
 /// One prompt and one response to it, with what is known of each response token.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -60,8 +60,12 @@ pub(crate) fn micro_batches(
     samples: &[&ResponseSample],
     ranks: usize,
     rank: usize,
-    budget_tokens: usize,
+    settings: &EngineSettings,
 ) -> Result<Vec<Vec<usize>>> {
+    let budget_tokens = settings.micro_batch_tokens;
+    if settings.one_sample_a_pass {
+        return single(samples, ranks, rank, budget_tokens);
+    }
     let mut groups: Vec<(Vec<usize>, usize)> = Vec::new();
     for (index, sample) in samples.iter().enumerate() {
         let tokens = sample.input_tokens();
@@ -84,6 +88,22 @@ pub(crate) fn micro_batches(
     let plan = Plan::new(&lengths, ranks, budget_tokens)?;
     let members = |group: &usize| groups[*group].0.iter().copied();
     Ok(plan.rank(rank).iter().map(|round| round.iter().flat_map(members).collect()).collect())
+}
+
+/// One sample in each micro-batch, dealt in turn; the last round may leave ranks without one.
+fn single(
+    samples: &[&ResponseSample],
+    ranks: usize,
+    rank: usize,
+    budget_tokens: usize,
+) -> Result<Vec<Vec<usize>>> {
+    let tokens = |index: usize| samples[index].input_tokens();
+    if let Some(index) = (0..samples.len()).find(|index| tokens(*index) > budget_tokens) {
+        return Err(EngineError::SequenceTooLong { index, tokens: tokens(index), budget_tokens });
+    }
+    let rounds = samples.len().div_ceil(ranks).max(1);
+    let own = |round: usize| Some(round * ranks + rank).filter(|index| *index < samples.len());
+    Ok((0..rounds).map(|round| own(round).into_iter().collect()).collect())
 }
 
 /// Some samples laid end to end. M response tokens in all.
@@ -206,12 +226,27 @@ mod tests {
         ];
         let samples: Vec<_> = owned.iter().collect();
         // Groups of 3 + 1 + 1 = 5, 3 and 4 tokens: 5 | 3 + 4, the heavier one first.
-        let rank = |rank| micro_batches(&samples, 2, rank, 8).unwrap();
+        let cut = |ranks, rank, micro_batch_tokens, one_sample_a_pass| {
+            let settings = EngineSettings {
+                micro_batch_tokens,
+                one_sample_a_pass,
+                ..crate::tests::support::settings()
+            };
+            micro_batches(&samples, ranks, rank, &settings)
+        };
+        let rank = |rank| cut(2, rank, 8, false).unwrap();
         assert_eq!((rank(0), rank(1)), (vec![vec![2, 3]], vec![vec![0, 1]]));
         // A budget of 4 holds one sample of the first group.
-        assert_eq!(micro_batches(&samples, 1, 0, 4).unwrap().len(), 4);
-        let error = micro_batches(&samples, 1, 0, 3).unwrap_err().to_string();
-        assert!(error.contains("sequence 0"), "{error}");
+        assert_eq!(cut(1, 0, 4, false).unwrap().len(), 4);
+        for alone in [false, true] {
+            let error = cut(1, 0, 3, alone).unwrap_err().to_string();
+            assert!(error.contains("sequence 0"), "{error}");
+        }
+        let rank = |rank| cut(3, rank, 8, true).unwrap();
+        assert_eq!(
+            (rank(0), rank(1), rank(2)),
+            (vec![vec![0], vec![3]], vec![vec![1], vec![]], vec![vec![2], vec![]],)
+        );
     }
 
     #[test]

@@ -64,6 +64,9 @@ pub struct EngineSettings {
     pub reshard_after_forward: bool,
     /// Upper bound of tokens in one packed micro-batch of one rank.
     pub micro_batch_tokens: usize,
+    /// Put one sample into each pass over response tokens: its log-probs are then the same to the
+    /// bit as [`crate::response_logps`] computes them.
+    pub one_sample_a_pass: bool,
     /// The embedding and this many of the lowest layers are not trained; the backward pass ends
     /// above them. 0 trains everything.
     pub frozen_layers: usize,

@@ -8,7 +8,10 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use plumb_model::{Decoder, HeadSpec, KvCache, ModelConfig, Packed, Weights, export};
+use plumb_model::{
+    BatchShape, Decoder, HeadSpec, KvCache, ModelConfig, Packed, Span, Weights, export,
+};
+use plumb_torch::paged::BLOCK_TOKENS;
 use serde_json::json;
 use tch::{Device, Kind};
 
@@ -41,12 +44,15 @@ fn main() -> Result<()> {
 /// The model's own most likely continuation of one token: text of the kind it was trained on,
 /// where f32 rounding is smallest.
 fn greedy(decoder: &Decoder, weights: &Weights, first: u32) -> Result<Vec<u32>> {
-    let mut cache = KvCache::new(decoder.config(), 1, TOKENS, Kind::Float, Device::Cpu)?;
+    let blocks: Vec<u32> = (0..TOKENS.div_ceil(BLOCK_TOKENS) as u32).collect();
+    let mut cache = KvCache::new(decoder.config(), blocks.len(), Kind::Float, Device::Cpu)?;
     let mut ids = vec![first];
     while ids.len() < TOKENS {
         let at = ids.len() - 1;
-        let hidden = decoder.decode(weights, &ids[at..], &[at], &[0], &mut cache)?;
-        let best = decoder.output(weights, &hidden)?.argmax(-1, false).int64_value(&[0]);
+        let span =
+            Span { ids: &ids[at..], first_position: at, blocks: &blocks, wants_logits: true };
+        let logits = decoder.step(weights, &[span], &mut cache, BatchShape::Ragged)?;
+        let best = logits.context("no logits")?.argmax(-1, false).int64_value(&[0]);
         ids.push(u32::try_from(best)?);
     }
     Ok(ids)

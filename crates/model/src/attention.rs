@@ -1,4 +1,4 @@
-//! Causal attention over packed sequences, and over the KV cache.
+//! Causal attention over packed sequences, and over the KV cache where there is no kernel for it.
 //!
 //! Two kernels for packed sequences on the CPU, measured on one AVX-512 thread (9 query heads,
 //! 3 key/value heads of 64, sequences of 20 to 300 tokens): libtorch's fused kernel is the
@@ -6,6 +6,7 @@
 //! matrix products, which are used there up to [`MAX_PLAIN_TOKENS`] tokens. On CUDA in bf16, the
 //! flash kernel takes all sequences of a batch at once.
 
+use plumb_torch::paged::{BLOCK_TOKENS, PagedRows};
 use tch::{Device, Kind, Tensor};
 
 use crate::error::Result;
@@ -171,30 +172,128 @@ fn plain_attention(
     Ok(weights.f_bmm(v_kld)?.f_view([q_heads, length, dim])?)
 }
 
-/// Attention of one new token per sequence to its cached tokens: `[B, Q * D]` from
-/// queries `[B, Q, D]`, cached keys and values `[B * K, L, D]` (any batch stride), and an
-/// additive mask `[B * K, 1, L]`.
-///
-/// The query heads of a key/value head are rows of one small matrix, so keys and values are
-/// read once and never expanded.
-pub(crate) fn cached(
-    q_bqd: &Tensor,
-    k_rld: &Tensor,
-    v_rld: &Tensor,
-    mask_r1l: &Tensor,
+/// Stores keys and values `[N, K, D]` in blocks with libtorch's own operations: for devices that
+/// have no kernel for it. Layout as in [`plumb_torch::paged`].
+pub(crate) fn write_blocks(
+    keys: &Tensor,
+    values: &Tensor,
+    rows: &PagedRows,
+    k_nkd: &Tensor,
+    v_nkd: &Tensor,
+) -> Result<()> {
+    let (sequences, positions, table) = places(rows)?;
+    let tokens = BLOCK_TOKENS as i64;
+    let mut kept = Vec::with_capacity(sequences.len());
+    let (mut block_n, mut within_n) = (Vec::new(), Vec::new());
+    for (row, (&sequence, &position)) in sequences.iter().zip(&positions).enumerate() {
+        if sequence >= 0 {
+            kept.push(row as i64);
+            block_n.push(table(sequence)[(position / tokens) as usize]);
+            within_n.push(position % tokens);
+        }
+    }
+    let device = keys.device();
+    let ints = |values: &[i64]| Tensor::f_from_slice(values)?.f_to_device(device);
+    let kept = ints(&kept)?;
+    let at = [Some(ints(&block_n)?), None, None, Some(ints(&within_n)?)];
+    let _ = keys.shallow_clone().f_index_put_(&at, &k_nkd.f_index_select(0, &kept)?, false)?;
+    let at = [Some(ints(&block_n)?), None, Some(ints(&within_n)?)];
+    let _ = values.shallow_clone().f_index_put_(&at, &v_nkd.f_index_select(0, &kept)?, false)?;
+    Ok(())
+}
+
+/// Attention of the rows' queries `[N, Q, D]` to their sequences' blocks with libtorch's own
+/// operations: each sequence's blocks are gathered first. `[N, Q * D]`; rows of sequence -1 give
+/// zeros.
+pub(crate) fn over_blocks(
+    keys: &Tensor,
+    values: &Tensor,
+    rows: &PagedRows,
+    q_nqd: &Tensor,
+    window: Option<i64>,
 ) -> Result<Tensor> {
-    let (q_size, rows) = (q_bqd.size(), k_rld.size()[0]);
-    let (batch, q_heads, dim) = (q_size[0], q_size[1], q_size[2]);
-    let group = batch * q_heads / rows;
-    let scale = (dim as f64).powf(-0.5);
-    let q_rgd = q_bqd.f_reshape([rows, group, dim])?;
-    let scores = mask_r1l.f_baddbmm(&q_rgd, &k_rld.f_transpose(1, 2)?, 1.0, scale)?;
-    Ok(scores.f_softmax(-1, None)?.f_bmm(v_rld)?.f_view([batch, q_heads * dim])?)
+    let (sequences, positions, table) = places(rows)?;
+    let (device, tokens) = (keys.device(), BLOCK_TOKENS as i64);
+    let mut outputs = Vec::new();
+    let mut first = 0;
+    for run in sequences.chunk_by(|a, b| a == b) {
+        let q_tqd = q_nqd.f_narrow(0, first as i64, run.len() as i64)?;
+        let own = &positions[first..first + run.len()];
+        first += run.len();
+        if run[0] < 0 {
+            outputs.push(q_tqd.f_zeros_like()?.f_flatten(1, 2)?);
+            continue;
+        }
+        let length = own.iter().copied().max().unwrap_or(0) + 1;
+        let blocks = &table(run[0])
+            [..length.div_euclid(tokens) as usize + usize::from(length % tokens != 0)];
+        let block_w = Tensor::f_from_slice(blocks)?.f_to_device(device)?;
+        // [W, K, D, 16] and [W, K, 16, D] to [K, L, D].
+        let k_kld = keys.f_index_select(0, &block_w)?.f_permute([1, 0, 3, 2])?.f_flatten(1, 2)?;
+        let v_kld = values.f_index_select(0, &block_w)?.f_permute([1, 0, 2, 3])?.f_flatten(1, 2)?;
+        let (k_kld, v_kld) = (k_kld.f_narrow(1, 0, length)?, v_kld.f_narrow(1, 0, length)?);
+        let column_l = Tensor::f_arange(length, (Kind::Int64, device))?.f_unsqueeze(0)?;
+        let row_t1 = Tensor::f_from_slice(own)?.f_to_device(device)?.f_unsqueeze(1)?;
+        let mut seen_tl = column_l.f_le_tensor(&row_t1)?;
+        if let Some(window) = window {
+            seen_tl =
+                seen_tl.f_logical_and(&column_l.f_gt_tensor(&row_t1.f_sub_scalar(window)?)?)?;
+        }
+        let q_qtd = q_tqd.f_transpose(0, 1)?;
+        let out_qtd = fused_attention(&q_qtd, &k_kld, &v_kld, Some(seen_tl))?;
+        outputs.push(out_qtd.f_transpose(0, 1)?.f_flatten(1, 2)?);
+    }
+    Ok(Tensor::f_cat(&outputs, 0)?)
+}
+
+/// Sequences and positions of the rows as numbers, and each sequence's table.
+#[allow(clippy::type_complexity, reason = "three parts of one thing, taken apart at once")]
+fn places(rows: &PagedRows) -> Result<(Vec<i64>, Vec<i64>, impl Fn(i64) -> Vec<i64>)> {
+    let numbers = |tensor: &Tensor| -> Result<Vec<i64>> {
+        Ok(Vec::<i64>::try_from(tensor.f_to_kind(Kind::Int64)?.f_flatten(0, -1)?)?)
+    };
+    let width = rows.tables_sw.size()[1] as usize;
+    let tables = numbers(&rows.tables_sw)?;
+    let table = move |sequence: i64| {
+        tables[sequence as usize * width..(sequence as usize + 1) * width].to_vec()
+    };
+    Ok((numbers(&rows.sequence_n)?, numbers(&rows.position_n)?, table))
 }
 
 #[cfg(test)]
 mod tests {
+    use plumb_torch::paged::{self, PagedLayer};
+
     use super::*;
+
+    #[test]
+    fn libtorch_s_operations_and_the_kernel_agree_over_blocks() {
+        tch::manual_seed(3);
+        let options = (Kind::Float, Device::Cpu);
+        let cache =
+            || (Tensor::zeros([6, 2, 8, 16], options), Tensor::zeros([6, 2, 16, 8], options));
+        let (own, other) = (cache(), cache());
+        // Sequence 0 has 20 tokens in blocks 4 and 1, sequence 1 has 3 in block 5; then a filler.
+        let sequence: Vec<i32> = [vec![0; 20], vec![1; 3], vec![-1]].concat();
+        let position: Vec<i32> = (0..20).chain(0..3).chain([0]).collect();
+        let rows = PagedRows {
+            tables_sw: Tensor::from_slice(&[4i32, 1, 5, 0]).view([2, 2]),
+            sequence_n: Tensor::from_slice(&sequence),
+            position_n: Tensor::from_slice(&position),
+        };
+        let draw = |heads: i64| Tensor::randn([24, heads, 8], options);
+        let (q, k, v) = (draw(6), draw(2), draw(2));
+        paged::write(PagedLayer { keys: &own.0, values: &own.1 }, &rows, &k, &v).unwrap();
+        write_blocks(&other.0, &other.1, &rows, &k, &v).unwrap();
+        assert!(own.0.equal(&other.0) && own.1.equal(&other.1));
+        for window in [None, Some(5)] {
+            let layer = PagedLayer { keys: &own.0, values: &own.1 };
+            let kernel = paged::attend(layer, &rows, &q, window, 8f64.powf(-0.5)).unwrap();
+            let plain = over_blocks(&own.0, &own.1, &rows, &q, window).unwrap();
+            let worst = (kernel - plain).abs().max().double_value(&[]);
+            assert!(worst < 1e-6, "window {window:?}: {worst}");
+        }
+    }
 
     /// Attention and the gradients of its inputs under a fixed incoming gradient, in f32.
     fn with_gradients(

@@ -116,11 +116,10 @@ impl Decoder {
         layout: &Layout,
     ) -> Result<Tensor> {
         let layer = LayerParams::from_params(&self.config, params)?;
-        self.packed_layer(index, &layer, adapter, hidden_nh, layout, |_, _| Ok(()))
+        self.packed_layer(index, &layer, adapter, hidden_nh, layout)
     }
 
-    /// One layer over a packed batch; `keep` sees the layer's rotated keys and its values,
-    /// both `[N, K, D]`.
+    /// One layer over a packed batch.
     pub(crate) fn packed_layer(
         &self,
         index: usize,
@@ -128,7 +127,6 @@ impl Decoder {
         adapter: Option<&LayerAdapter<'_>>,
         hidden_nh: &Tensor,
         layout: &Layout,
-        keep: impl FnOnce(&Tensor, &Tensor) -> Result<()>,
     ) -> Result<Tensor> {
         let window = *self.config.windows.get(index).ok_or_else(|| {
             ModelError::input(format!(
@@ -138,7 +136,6 @@ impl Decoder {
         })?;
         let (cos_n1d, sin_n1d) = (&layout.cos_n1d, &layout.sin_n1d);
         let (q, k, v) = layer.qkv(&self.config, hidden_nh, cos_n1d, sin_n1d, adapter)?;
-        keep(&k, &v)?;
         let attended = attention::packed(&q, &k, &v, layout, window)?;
         layer.finish(&self.config, hidden_nh, &attended, adapter)
     }

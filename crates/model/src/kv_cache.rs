@@ -1,60 +1,46 @@
-//! Keys and values of generated sequences.
+//! Keys and values of generated sequences, in blocks.
 
+use plumb_torch::paged::{self, BLOCK_TOKENS, PagedLayer, PagedRows};
 use tch::{Device, Kind, Tensor};
 
+use crate::attention;
 use crate::config::ModelConfig;
 use crate::decoder::check_compute_kind;
 use crate::error::{ModelError, Result};
 
-/// A cache of `slots` sequences of up to `capacity_tokens` each; per layer one key and one
-/// value tensor `[slots, K, capacity, D]`.
+/// A cache of `blocks` blocks of [`BLOCK_TOKENS`] tokens; per layer the keys `[B, K, D, 16]` and
+/// the values `[B, K, 16, D]`.
 ///
-/// A slot holds one sequence from position 0. Slots are independent; a slot is reused by
-/// prefilling it again. [`crate::Decoder::decode`] is fastest when the slots it is given are
-/// neighbours in ascending order (a view of the cache instead of a copy), so keep live
-/// sequences in low slots, moving them with [`KvCache::copy_prefix`].
+/// A sequence is a list of blocks that its owner keeps; who shares a block must not write it.
 #[derive(Debug)]
 pub struct KvCache {
     layers: Vec<(Tensor, Tensor)>,
-    slots: usize,
-    capacity_tokens: usize,
+    blocks: usize,
 }
 
 impl KvCache {
     /// Allocates a cache for a model of this shape.
     ///
     /// # Errors
-    /// If a size is 0, `kind` is neither f32 nor bf16, or memory is short.
-    pub fn new(
-        config: &ModelConfig,
-        slots: usize,
-        capacity_tokens: usize,
-        kind: Kind,
-        device: Device,
-    ) -> Result<Self> {
+    /// If there is to be no block, `kind` is neither f32 nor bf16, or memory is short.
+    pub fn new(config: &ModelConfig, blocks: usize, kind: Kind, device: Device) -> Result<Self> {
         check_compute_kind(kind)?;
-        if slots == 0 || capacity_tokens == 0 {
-            return Err(ModelError::input(format!(
-                "a KV cache of {slots} slots of {capacity_tokens} tokens; both must be above 0"
-            )));
+        if blocks == 0 || i32::try_from(blocks).is_err() {
+            return Err(ModelError::input(format!("a KV cache of {blocks} blocks")));
         }
-        let (kv_heads, dim) = (config.num_key_value_heads, config.head_dim);
-        let shape = [slots as i64, kv_heads, capacity_tokens as i64, dim];
-        let zeros = || Tensor::f_zeros(shape, (kind, device));
+        let (heads, dim, tokens) =
+            (config.num_key_value_heads, config.head_dim, BLOCK_TOKENS as i64);
+        let zeros = |shape: [i64; 4]| Tensor::f_zeros(shape, (kind, device));
+        let count = blocks as i64;
         let layers = (0..config.num_hidden_layers)
-            .map(|_| Ok((zeros()?, zeros()?)))
+            .map(|_| Ok((zeros([count, heads, dim, tokens])?, zeros([count, heads, tokens, dim])?)))
             .collect::<Result<Vec<_>>>()?;
-        Ok(Self { layers, slots, capacity_tokens })
+        Ok(Self { layers, blocks })
     }
 
-    /// Number of slots.
-    pub fn slots(&self) -> usize {
-        self.slots
-    }
-
-    /// Tokens that fit in a slot.
-    pub fn capacity_tokens(&self) -> usize {
-        self.capacity_tokens
+    /// Number of blocks.
+    pub fn blocks(&self) -> usize {
+        self.blocks
     }
 
     /// Memory held, in bytes.
@@ -63,57 +49,64 @@ impl KvCache {
         self.layers.iter().map(|(k, v)| bytes(k) + bytes(v)).sum()
     }
 
-    /// Copies the first `tokens` tokens of slot `from` to each slot in `to`: prefix sharing
-    /// across the samples of a prompt, or moving a sequence.
+    /// Copies whole blocks, `(from, to)`, in order.
     ///
     /// # Errors
-    /// If a slot or the token count is out of range.
-    pub fn copy_prefix(&mut self, from: usize, to: &[usize], tokens: usize) -> Result<()> {
+    /// If a block is out of range.
+    pub fn copy_blocks(&mut self, copies: &[(u32, u32)]) -> Result<()> {
         let _no_grad = tch::no_grad_guard();
-        for &slot in to.iter().chain([&from]) {
-            self.check_slot(slot)?;
+        for block in copies.iter().flat_map(|(from, to)| [*from, *to]) {
+            self.check_block(block)?;
         }
-        if tokens > self.capacity_tokens {
-            return Err(ModelError::input(format!(
-                "prefix of {tokens} tokens in slots of {} tokens",
-                self.capacity_tokens
-            )));
-        }
-        let part =
-            |t: &Tensor, slot: usize| t.f_select(0, slot as i64)?.f_narrow(1, 0, tokens as i64);
         for tensor in self.layers.iter().flat_map(|(k, v)| [k, v]) {
-            let source = part(tensor, from)?;
-            for &slot in to.iter().filter(|&&slot| slot != from) {
-                part(tensor, slot)?.f_copy_(&source)?;
+            for (from, to) in copies {
+                let source = tensor.f_select(0, i64::from(*from))?;
+                tensor.f_select(0, i64::from(*to))?.f_copy_(&source)?;
             }
         }
         Ok(())
     }
 
-    pub(crate) fn check_slot(&self, slot: usize) -> Result<()> {
-        if slot < self.slots {
+    pub(crate) fn check_block(&self, block: u32) -> Result<()> {
+        if (block as usize) < self.blocks {
             return Ok(());
         }
-        Err(ModelError::input(format!("slot {slot} of a KV cache of {} slots", self.slots)))
+        Err(ModelError::input(format!("block {block} of a KV cache of {} blocks", self.blocks)))
     }
 
-    /// Stores keys and values `[N, K, D]` of layer `index` at `[slot, head, position]` given by
-    /// index tensors that broadcast to `[N, K]`.
+    /// Stores keys and values `[N, K, D]` of layer `index` where the rows stand.
     pub(crate) fn write(
         &mut self,
         index: usize,
-        at: &[Option<Tensor>; 3],
+        rows: &PagedRows,
         k_nkd: &Tensor,
         v_nkd: &Tensor,
     ) -> Result<()> {
-        let (k, v) = self.layer(index)?;
-        let (mut k, mut v) = (k.shallow_clone(), v.shallow_clone());
-        let _ = k.f_index_put_(at, k_nkd, false)?;
-        let _ = v.f_index_put_(at, v_nkd, false)?;
-        Ok(())
+        let (keys, values) = self.layer(index)?;
+        if keys.device() == Device::Cpu {
+            return Ok(paged::write(PagedLayer { keys, values }, rows, k_nkd, v_nkd)?);
+        }
+        attention::write_blocks(keys, values, rows, k_nkd, v_nkd)
     }
 
-    /// Keys and values of layer `index`, `[slots, K, capacity, D]`.
+    /// Attention of the rows' queries `[N, Q, D]` to layer `index` up to each row's position;
+    /// `[N, Q * D]`.
+    pub(crate) fn attend(
+        &self,
+        index: usize,
+        rows: &PagedRows,
+        q_nqd: &Tensor,
+        window: Option<i64>,
+    ) -> Result<Tensor> {
+        let (keys, values) = self.layer(index)?;
+        if keys.device() == Device::Cpu {
+            let scale = (keys.size()[2] as f64).powf(-0.5);
+            return Ok(paged::attend(PagedLayer { keys, values }, rows, q_nqd, window, scale)?);
+        }
+        attention::over_blocks(keys, values, rows, q_nqd, window)
+    }
+
+    /// Keys and values of layer `index`.
     pub(crate) fn layer(&self, index: usize) -> Result<(&Tensor, &Tensor)> {
         let (k, v) = self.layers.get(index).ok_or_else(|| {
             ModelError::input(format!(

@@ -11,7 +11,7 @@
 //! - [`Packed`] is a batch of sequences without padding; [`Decoder::layout`] prepares it.
 //! - [`Decoder::embed`], [`Decoder::layer`], [`Decoder::final_norm`], [`Decoder::logits`] and
 //!   [`Decoder::score`] are the forward pass, differentiable in parameters and inputs.
-//! - [`Weights`], [`KvCache`], [`Decoder::prefill`] and [`Decoder::decode`] generate.
+//! - [`Weights`], [`KvCache`] and [`Decoder::step`] generate.
 //! - [`export::Writer`] writes a folder that transformers loads.
 //! - [`LoraConfig`] and [`LayerAdapter`] put low-rank adapters beside a layer's matrices; [`peft`]
 //!   reads and writes them.
@@ -50,6 +50,7 @@ pub use chat_template::ChatTemplate;
 pub use config::{Architecture, ModelConfig};
 pub use decoder::Decoder;
 pub use error::ModelError;
+pub use generate::{BatchShape, Span};
 pub use init::{derive_seed, random_blocks, score_head as new_score_head};
 pub use kv_cache::KvCache;
 pub use lora::{LayerAdapter, LoraConfig, LoraTarget};

@@ -57,6 +57,26 @@ pub(crate) struct StoreCallbacks {
 }
 
 unsafe extern "C" {
+    pub(crate) fn plumb_paged_write(
+        keys: *const C_tensor,
+        values: *const C_tensor,
+        tables: *const C_tensor,
+        sequences: *const C_tensor,
+        positions: *const C_tensor,
+        k: *const C_tensor,
+        v: *const C_tensor,
+    ) -> Answer;
+    pub(crate) fn plumb_paged_attend(
+        keys: *const C_tensor,
+        values: *const C_tensor,
+        tables: *const C_tensor,
+        sequences: *const C_tensor,
+        positions: *const C_tensor,
+        q: *const C_tensor,
+        out: *const C_tensor,
+        window: i64,
+        scale: f64,
+    ) -> Answer;
     pub(crate) fn plumb_string_new(data: *const c_char, bytes: usize) -> *mut c_char;
     pub(crate) fn plumb_string_free(message: *mut c_char);
 

@@ -7,6 +7,7 @@
 //! - [`AdamW`]: libtorch's fused step.
 //! - [`VarlenAttention`]: flash attention over sequences laid end to end (CUDA).
 //! - [`with_bytes`], [`bytes`], [`copy_from_bytes`]: a CPU tensor's memory.
+//! - [`paged`]: attention on the CPU to keys and values that lie in blocks.
 //! - [`gloo`]: c10d's Gloo process group, which meets its peers through a [`Store`].
 //! - [`nccl`]: NCCL, loaded at run time.
 //! - [`cuda`], [`device`]: CUDA at run time; streams, events, memory figures.
@@ -23,6 +24,7 @@ mod error;
 mod ffi;
 pub mod gloo;
 pub mod nccl;
+pub mod paged;
 mod storage;
 mod store;
 mod varlen;

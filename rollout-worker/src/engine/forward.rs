@@ -2,51 +2,51 @@
 
 use tch::Tensor;
 
+pub use plumb_model::Span;
+
 /// Why a forward pass failed.
 pub type ForwardError = Box<dyn std::error::Error + Send + Sync>;
 
-/// One sequence of a decode batch.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Row {
-    /// The newest token, not yet in the cache.
-    pub token: u32,
-    /// Its position in the sequence, from 0.
-    pub position: usize,
-    /// The sequence's slot.
-    pub slot: usize,
-}
-
-/// A causal language model with a slotted KV cache. B rows, V vocabulary.
+/// A causal language model with a KV cache in blocks of
+/// [`plumb_torch::paged::BLOCK_TOKENS`] tokens. V vocabulary.
 pub trait Forward {
     /// Most tokens of a sequence.
     fn context_tokens(&self) -> usize;
 
+    /// Number of tokens that there are.
+    fn vocabulary(&self) -> usize;
+
     /// Bytes of KV cache that one token takes over all layers.
     fn kv_bytes_per_token(&self) -> u64;
 
-    /// Replaces the cache by one of `slots` slots of `tokens` tokens; the contents are lost.
+    /// Sets up a cache of `blocks` blocks; the contents of an older one are lost.
     ///
     /// # Errors
     /// When the memory cannot be had.
-    fn allocate(&mut self, slots: usize, tokens: usize) -> Result<(), ForwardError>;
+    fn allocate(&mut self, blocks: usize) -> Result<(), ForwardError>;
 
-    /// Runs whole prompts, one per slot, and returns the logits after each prompt's last token,
-    /// `[prompts, V]`.
-    ///
-    /// # Errors
-    /// What the model reports.
-    fn prefill(&mut self, prompts: &[(usize, &[u32])]) -> Result<Tensor, ForwardError>;
-
-    /// Copies the first `tokens` cache entries of slot `from` to the slots `to`.
+    /// Copies whole blocks, `(from, to)`, in order.
     ///
     /// # Errors
     /// What the cache reports.
-    fn copy_prefix(&mut self, from: usize, to: &[usize], tokens: usize)
-    -> Result<(), ForwardError>;
+    fn copy_blocks(&mut self, copies: &[(u32, u32)]) -> Result<(), ForwardError>;
 
-    /// Feeds one token per row and returns the logits after it, `[B, V]`.
+    /// Runs the new tokens of several sequences and stores their keys and values. Returns the
+    /// logits after each span that wants them, `[S, V]` in the order of the spans.
     ///
     /// # Errors
     /// What the model reports.
-    fn decode(&mut self, rows: &[Row]) -> Result<Tensor, ForwardError>;
+    fn step(&mut self, spans: &[Span<'_>]) -> Result<Option<Tensor>, ForwardError>;
+
+    /// The log-probs of a finished response, `[T]`, as the trainer will compute them: where they
+    /// have to be equal to the bit. `None` where those recorded while drawing are good enough.
+    ///
+    /// # Errors
+    /// What the model reports.
+    fn trainer_logps(
+        &mut self,
+        prompt_ids: &[u32],
+        response_ids: &[u32],
+        temperature: f64,
+    ) -> Result<Option<Vec<f32>>, ForwardError>;
 }

@@ -1,14 +1,15 @@
-//! A prompt with its samples, and the samples in flight.
+//! A prompt with its samples.
 
 use std::sync::Arc;
 
-use plumb_domain::{FinishReason, PolicyVersion, SamplingParams, VersionSegment};
+use plumb_domain::{FinishReason, SamplingParams, VersionSegment};
 use tch::Tensor;
 
-use super::{RequestId, admission};
+use super::RequestId;
+use super::sequence::Cached;
 use crate::random::SampleStream;
-use crate::sampler::Distribution;
-use crate::stop::{Detokenizer, StopRules, StopScanner};
+use crate::sampler::{Distribution, Shaping};
+use crate::stop::StopRules;
 
 /// A prompt as the model takes it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -51,6 +52,8 @@ pub struct FinishedSample {
     pub response_ids: Vec<u32>,
     /// Log-probs under the sampling distribution, `[T]`.
     pub logps: Vec<f32>,
+    /// The most probable tokens at each position, best first, `[T]`; empty unless asked for.
+    pub top_logps: Vec<Vec<(u32, f32)>>,
     /// Which version wrote which tokens.
     pub segments: Vec<VersionSegment>,
     /// Why it ended.
@@ -77,17 +80,24 @@ pub(super) struct Group {
     pub(super) started: u32,
     pub(super) finished: Vec<FinishedSample>,
     pub(super) distribution: Distribution,
+    pub(super) shaping: Arc<Shaping>,
     pub(super) stop: Arc<StopRules>,
     /// Response tokens at most, context included.
     pub(super) max_response: usize,
-    /// Cache tokens that each sample needs.
-    pub(super) capacity: usize,
     pub(super) seed: u64,
     pub(super) step: u64,
-    /// The slot that holds the prompt's KV entries, once prefilled (RO-2).
-    pub(super) donor: Option<usize>,
-    /// Logits `[V]` after the prompt, until the last sample has started.
-    pub(super) first_logits: Option<Tensor>,
+    /// Whether a sample is computing the prompt for the others.
+    pub(super) is_led: bool,
+    /// The prompt, once computed, until the last sample has started.
+    pub(super) computed_prompt: Option<ComputedPrompt>,
+}
+
+/// A prompt in the cache, held for samples that have not started.
+#[derive(Debug)]
+pub(super) struct ComputedPrompt {
+    pub(super) cached: Cached,
+    /// Logits `[V]` after it.
+    pub(super) logits_v: Tensor,
 }
 
 impl Group {
@@ -97,6 +107,7 @@ impl Group {
         context: usize,
     ) -> impl Iterator<Item = Self> {
         let Request { prompts, samples_per_prompt, sampling, stop, seed, step } = request;
+        let shaping = Arc::new(shaping(&sampling, &stop));
         let stop = Arc::new(stop);
         prompts.into_iter().map(move |prompt| Self {
             request: id,
@@ -107,14 +118,16 @@ impl Group {
                 temperature: sampling.temperature,
                 top_p: sampling.top_p,
                 top_k: sampling.top_k,
+                min_p: sampling.min_p,
+                top_logps: sampling.top_logps as usize,
             },
+            shaping: shaping.clone(),
             stop: stop.clone(),
             max_response: (sampling.max_new_tokens as usize).min(context - prompt.ids.len()),
-            capacity: admission::capacity(prompt.ids.len(), sampling.max_new_tokens, context),
             seed,
             step,
-            donor: None,
-            first_logits: None,
+            is_led: false,
+            computed_prompt: None,
             prompt,
         })
     }
@@ -124,82 +137,13 @@ impl Group {
     }
 }
 
-/// A sample in a slot.
-#[derive(Debug)]
-pub(super) struct Sequence {
-    pub(super) group: u64,
-    pub(super) index: u32,
-    pub(super) stream: SampleStream,
-    response_ids: Vec<u32>,
-    logps: Vec<f32>,
-    segments: Vec<VersionSegment>,
-    scanner: StopScanner,
-}
-
-impl Sequence {
-    pub(super) fn new(group: u64, index: u32, stream: SampleStream) -> Self {
-        Self {
-            group,
-            index,
-            stream,
-            response_ids: Vec::new(),
-            logps: Vec::new(),
-            segments: Vec::new(),
-            scanner: StopScanner::default(),
-        }
-    }
-
-    pub(super) fn response_tokens(&self) -> usize {
-        self.response_ids.len()
-    }
-
-    pub(super) fn newest(&self) -> Option<u32> {
-        self.response_ids.last().copied()
-    }
-
-    /// Appends a token written by `version`; says whether and why the response ends with it.
-    pub(super) fn push(
-        &mut self,
-        token: u32,
-        logp: f32,
-        version: PolicyVersion,
-        group: &Group,
-        detokenizer: &dyn Detokenizer,
-    ) -> Option<FinishReason> {
-        self.response_ids.push(token);
-        self.logps.push(logp);
-        match self.segments.last_mut() {
-            Some(segment) if segment.version == version => segment.tokens += 1,
-            _ => self.segments.push(VersionSegment { version, tokens: 1 }),
-        }
-        let stop = &group.stop;
-        if stop.eos_ids.contains(&token) {
-            Some(FinishReason::Eos)
-        } else if stop.token_ids.contains(&token)
-            || (!stop.strings.is_empty()
-                && self.scanner.scan(stop, detokenizer, &self.response_ids))
-        {
-            Some(FinishReason::StopString)
-        } else if self.response_ids.len() >= group.max_response {
-            Some(FinishReason::Length)
-        } else {
-            None
-        }
-    }
-
-    pub(super) fn finish(
-        self,
-        finish: FinishReason,
-        group: &Group,
-        detokenizer: &dyn Detokenizer,
-    ) -> FinishedSample {
-        FinishedSample {
-            index: self.index,
-            text: group.stop.answer(detokenizer, &self.response_ids),
-            response_ids: self.response_ids,
-            logps: self.logps,
-            segments: self.segments,
-            finish,
-        }
+/// What the sampling parameters do to the logits.
+pub(super) fn shaping(sampling: &SamplingParams, stop: &StopRules) -> Shaping {
+    Shaping {
+        logit_bias: sampling.logit_bias.clone(),
+        repetition_penalty: sampling.repetition_penalty,
+        min_new_tokens: sampling.min_new_tokens as usize,
+        ending: stop.eos_ids.iter().chain(&stop.token_ids).copied().collect(),
+        allowed: sampling.allowed_tokens.clone(),
     }
 }

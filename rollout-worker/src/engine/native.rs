@@ -3,11 +3,11 @@
 use std::path::Path;
 
 use plumb_model::{
-    BlockSpec, Decoder, HeadSpec, KvCache, ModelConfig, ModelError, Packed, Weights,
+    BatchShape, BlockSpec, Decoder, HeadSpec, KvCache, ModelConfig, ModelError, Weights,
 };
 use tch::{Device, Kind, Tensor};
 
-use super::{Forward, ForwardError, Row};
+use super::{Forward, ForwardError, Span};
 
 /// A decoder with its weights and, once work has come, its KV cache.
 #[derive(Debug)]
@@ -15,7 +15,11 @@ pub struct Native {
     decoder: Decoder,
     weights: Weights,
     cache: Option<KvCache>,
+    shape: BatchShape,
 }
+
+/// Rows of a batch in deterministic mode.
+const FIXED_ROWS: usize = 32;
 
 impl Native {
     /// Loads a language model's folder in `kind` (f32 or bf16).
@@ -31,7 +35,24 @@ impl Native {
     /// A model that is in memory already.
     #[must_use]
     pub fn new(decoder: Decoder, weights: Weights) -> Self {
-        Self { decoder, weights, cache: None }
+        Self { decoder, weights, cache: None, shape: BatchShape::default() }
+    }
+
+    /// Makes a sample's tokens the same to the bit whatever shares the batch, and its log-probs
+    /// those that the trainer computes. Slower: every batch is filled up to a multiple of 32 rows,
+    /// and each finished response is scored once more.
+    ///
+    /// # Errors
+    /// Off the CPU: attention there looks at as many tokens as the longest sequence has.
+    pub fn make_deterministic(&mut self) -> Result<(), ModelError> {
+        let device = self.weights.device();
+        if device != Device::Cpu {
+            return Err(ModelError::Input(format!(
+                "deterministic generation is there on the CPU only, not on {device:?}"
+            )));
+        }
+        self.shape = BatchShape::Fixed(FIXED_ROWS);
+        Ok(())
     }
 
     /// The model's blocks: what a version of its weights consists of.
@@ -82,47 +103,50 @@ impl Forward for Native {
         usize::try_from(self.decoder.config().max_positions).unwrap_or(0)
     }
 
+    fn vocabulary(&self) -> usize {
+        usize::try_from(self.decoder.config().vocab_size).unwrap_or(0)
+    }
+
     fn kv_bytes_per_token(&self) -> u64 {
         let config = self.decoder.config();
         let width = (config.num_key_value_heads * config.head_dim) as u64;
         2 * width * config.num_hidden_layers as u64 * self.weights.kind().elt_size_in_bytes() as u64
     }
 
-    fn allocate(&mut self, slots: usize, tokens: usize) -> Result<(), ForwardError> {
+    fn allocate(&mut self, blocks: usize) -> Result<(), ForwardError> {
         // The old cache goes first, or both would be held at once.
         self.cache = None;
         let (kind, device) = (self.weights.kind(), self.weights.device());
-        self.cache = Some(KvCache::new(self.decoder.config(), slots, tokens, kind, device)?);
+        self.cache = Some(KvCache::new(self.decoder.config(), blocks, kind, device)?);
         Ok(())
     }
 
-    fn prefill(&mut self, prompts: &[(usize, &[u32])]) -> Result<Tensor, ForwardError> {
-        let _no_grad = tch::no_grad_guard();
-        let (slots, sequences): (Vec<usize>, Vec<&[u32]>) = prompts.iter().copied().unzip();
-        let packed = Packed::new(&sequences)?;
-        let cache = Self::cache(&mut self.cache)?;
-        let hidden_nh = self.decoder.prefill(&self.weights, &packed, cache, &slots)?;
-        let last_b = packed.last_indices().to_device(hidden_nh.device());
-        Ok(self.decoder.output(&self.weights, &hidden_nh.f_index_select(0, &last_b)?)?)
+    fn copy_blocks(&mut self, copies: &[(u32, u32)]) -> Result<(), ForwardError> {
+        Ok(Self::cache(&mut self.cache)?.copy_blocks(copies)?)
     }
 
-    fn copy_prefix(
+    fn step(&mut self, spans: &[Span<'_>]) -> Result<Option<Tensor>, ForwardError> {
+        let cache = Self::cache(&mut self.cache)?;
+        Ok(self.decoder.step(&self.weights, spans, cache, self.shape)?)
+    }
+
+    fn trainer_logps(
         &mut self,
-        from: usize,
-        to: &[usize],
-        tokens: usize,
-    ) -> Result<(), ForwardError> {
-        Ok(Self::cache(&mut self.cache)?.copy_prefix(from, to, tokens)?)
-    }
-
-    fn decode(&mut self, rows: &[Row]) -> Result<Tensor, ForwardError> {
-        let _no_grad = tch::no_grad_guard();
-        let ids: Vec<u32> = rows.iter().map(|row| row.token).collect();
-        let positions: Vec<usize> = rows.iter().map(|row| row.position).collect();
-        let slots: Vec<usize> = rows.iter().map(|row| row.slot).collect();
-        let cache = Self::cache(&mut self.cache)?;
-        let hidden_bh = self.decoder.decode(&self.weights, &ids, &positions, &slots, cache)?;
-        Ok(self.decoder.output(&self.weights, &hidden_bh)?)
+        prompt_ids: &[u32],
+        response_ids: &[u32],
+        temperature: f64,
+    ) -> Result<Option<Vec<f32>>, ForwardError> {
+        if self.shape == BatchShape::Ragged {
+            return Ok(None);
+        }
+        let logps = plumb_engine::response_logps(
+            &self.decoder,
+            &self.weights,
+            prompt_ids,
+            response_ids,
+            temperature,
+        )?;
+        Ok(Some(logps))
     }
 }
 

@@ -6,6 +6,8 @@ use plumb_domain::{PolicyVersion, SamplingParams};
 use tch::{Kind, Tensor};
 
 use super::*;
+use plumb_model::Packed;
+
 use crate::engine::{EncodedPrompt, Engine, FinishedSample, Limits, Request};
 use crate::stop::{Detokenizer, StopRules};
 use crate::tiny_model::{self, EOS};
@@ -19,7 +21,7 @@ impl Detokenizer for NoText {
 }
 
 fn engine(max_sequences: usize) -> Engine<Native> {
-    let limits = Limits { max_sequences, kv_cache_bytes: 1 << 24 };
+    let limits = Limits { max_sequences, kv_cache_bytes: 1 << 24, prefill_tokens: 4096 };
     Engine::new(tiny_model::native(3), Box::new(NoText), limits, PolicyVersion(0))
 }
 
@@ -39,14 +41,7 @@ fn request(prompts: Vec<EncodedPrompt>, temperature: f64) -> Request {
     Request {
         prompts,
         samples_per_prompt: 3,
-        sampling: SamplingParams {
-            max_new_tokens: 20,
-            temperature,
-            top_p: 1.0,
-            top_k: None,
-            stop: vec![],
-            ignore_eos: false,
-        },
+        sampling: SamplingParams { max_new_tokens: 20, temperature, ..SamplingParams::default() },
         stop: StopRules { eos_ids: vec![EOS], ..StopRules::default() },
         seed: 5,
         step: 1,

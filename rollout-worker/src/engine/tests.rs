@@ -1,24 +1,25 @@
-//! The scheduler over a model whose logits are a hash of the whole sequence: any mix-up of slots,
+//! The scheduler over a model whose logits are a hash of the whole sequence: any mix-up of blocks,
 //! prefixes or positions changes the text.
 
 use plumb_domain::{FinishReason, SamplingParams};
 use tch::{Kind, Tensor};
 
 use super::*;
-use crate::stop::StopRules;
+use crate::stop::{Detokenizer, StopRules};
 
-const VOCABULARY: u64 = 11;
-const CONTEXT: usize = 48;
-const EOS: u32 = 0;
+pub(super) const VOCABULARY: u64 = 11;
+pub(super) const CONTEXT: usize = 96;
+pub(super) const EOS: u32 = 0;
+/// Bytes of a block: 10 for each token.
+pub(super) const BLOCK_BYTES: u64 = 10 * BLOCK_TOKENS as u64;
 
-/// Remembers the tokens of each slot, as a KV cache would.
+/// Remembers the tokens of each block, as a KV cache would.
 #[derive(Default)]
-struct HashModel {
-    slots: Vec<Vec<u32>>,
-    prefilled_tokens: usize,
-    widest_batch: usize,
+pub(super) struct HashModel {
+    blocks: Vec<[Option<u32>; BLOCK_TOKENS]>,
+    /// First position and number of tokens of each span, step by step.
+    pub(super) spans: Vec<Vec<(usize, usize)>>,
     poison: bool,
-    gaps: usize,
 }
 
 impl HashModel {
@@ -36,6 +37,16 @@ impl HashModel {
             .collect();
         Tensor::from_slice(&values)
     }
+
+    /// The tokens that the table's blocks hold up to `end`.
+    fn history(&self, table: &[u32], end: usize) -> Result<Vec<u32>, ForwardError> {
+        (0..end)
+            .map(|at| {
+                self.blocks[table[at / BLOCK_TOKENS] as usize][at % BLOCK_TOKENS]
+                    .ok_or_else(|| format!("nothing at position {at}").into())
+            })
+            .collect()
+    }
 }
 
 impl Forward for HashModel {
@@ -43,48 +54,57 @@ impl Forward for HashModel {
         CONTEXT
     }
 
+    fn vocabulary(&self) -> usize {
+        VOCABULARY as usize
+    }
+
     fn kv_bytes_per_token(&self) -> u64 {
         10
     }
 
-    fn allocate(&mut self, slots: usize, _tokens: usize) -> Result<(), ForwardError> {
-        self.slots = vec![Vec::new(); slots];
+    fn allocate(&mut self, blocks: usize) -> Result<(), ForwardError> {
+        self.blocks = vec![[None; BLOCK_TOKENS]; blocks];
         Ok(())
     }
 
-    fn prefill(&mut self, prompts: &[(usize, &[u32])]) -> Result<Tensor, ForwardError> {
-        for (slot, ids) in prompts {
-            self.slots[*slot] = ids.to_vec();
-            self.prefilled_tokens += ids.len();
+    fn copy_blocks(&mut self, copies: &[(u32, u32)]) -> Result<(), ForwardError> {
+        for (from, to) in copies {
+            self.blocks[*to as usize] = self.blocks[*from as usize];
         }
-        let rows: Vec<Tensor> = prompts.iter().map(|(_, ids)| self.logits(ids)).collect();
-        Ok(Tensor::stack(&rows, 0))
-    }
-
-    fn copy_prefix(&mut self, from: usize, to: &[usize], n: usize) -> Result<(), ForwardError> {
-        let prefix = self.slots[from].get(..n).ok_or("the donor is shorter than its prompt")?;
-        let prefix = prefix.to_vec();
-        to.iter().for_each(|slot| self.slots[*slot] = prefix.clone());
         Ok(())
     }
 
-    fn decode(&mut self, rows: &[Row]) -> Result<Tensor, ForwardError> {
-        self.widest_batch = self.widest_batch.max(rows.len());
-        self.gaps += rows.windows(2).filter(|pair| pair[0].slot + 1 != pair[1].slot).count();
-        for row in rows {
-            let slot = &mut self.slots[row.slot];
-            if slot.len() < row.position {
-                return Err(format!("slot {} is {} long", row.slot, slot.len()).into());
+    fn step(&mut self, spans: &[Span<'_>]) -> Result<Option<Tensor>, ForwardError> {
+        self.spans.push(spans.iter().map(|s| (s.first_position, s.ids.len())).collect());
+        for span in spans {
+            for (at, id) in (span.first_position..).zip(span.ids) {
+                let block = span.blocks[at / BLOCK_TOKENS] as usize;
+                self.blocks[block][at % BLOCK_TOKENS] = Some(*id);
+                // What the block held behind this token was another sequence's.
+                self.blocks[block][at % BLOCK_TOKENS + 1..].fill(None);
             }
-            slot.truncate(row.position);
-            slot.push(row.token);
         }
-        let rows: Vec<Tensor> = rows.iter().map(|row| self.logits(&self.slots[row.slot])).collect();
-        Ok(Tensor::stack(&rows, 0).to_kind(Kind::Float))
+        let mut rows = Vec::new();
+        for span in spans {
+            let history = self.history(span.blocks, span.first_position + span.ids.len())?;
+            if span.wants_logits {
+                rows.push(self.logits(&history));
+            }
+        }
+        Ok((!rows.is_empty()).then(|| Tensor::stack(&rows, 0).to_kind(Kind::Float)))
+    }
+
+    fn trainer_logps(
+        &mut self,
+        _prompt_ids: &[u32],
+        _response_ids: &[u32],
+        _temperature: f64,
+    ) -> Result<Option<Vec<f32>>, ForwardError> {
+        Ok(None)
     }
 }
 
-struct Letters;
+pub(super) struct Letters;
 
 impl Detokenizer for Letters {
     fn text(&self, ids: &[u32]) -> String {
@@ -92,12 +112,19 @@ impl Detokenizer for Letters {
     }
 }
 
-fn engine(max_sequences: usize) -> Engine<HashModel> {
-    let limits = Limits { max_sequences, kv_cache_bytes: 1 << 20 };
+pub(super) fn engine(max_sequences: usize) -> Engine<HashModel> {
+    engine_of(Limits { max_sequences, ..WIDE })
+}
+
+/// Room for everything.
+pub(super) const WIDE: Limits =
+    Limits { max_sequences: 64, kv_cache_bytes: 1 << 20, prefill_tokens: 4096 };
+
+pub(super) fn engine_of(limits: Limits) -> Engine<HashModel> {
     Engine::new(HashModel::default(), Box::new(Letters), limits, PolicyVersion(4))
 }
 
-fn prompt(id: &str, ids: &[u32]) -> EncodedPrompt {
+pub(super) fn prompt(id: &str, ids: &[u32]) -> EncodedPrompt {
     EncodedPrompt {
         id: id.into(),
         label: "general".into(),
@@ -107,31 +134,24 @@ fn prompt(id: &str, ids: &[u32]) -> EncodedPrompt {
     }
 }
 
-fn prompts() -> Vec<EncodedPrompt> {
+pub(super) fn prompts() -> Vec<EncodedPrompt> {
     (0..5u32)
         .map(|n| prompt(&format!("p{n}"), &(1..=n + 2).map(|t| t % 10 + 1).collect::<Vec<_>>()))
         .collect()
 }
 
-fn request(prompts: Vec<EncodedPrompt>, samples: u32, temperature: f64) -> Request {
+pub(super) fn request(prompts: Vec<EncodedPrompt>, samples: u32, temperature: f64) -> Request {
     Request {
         prompts,
         samples_per_prompt: samples,
-        sampling: SamplingParams {
-            max_new_tokens: 24,
-            temperature,
-            top_p: 1.0,
-            top_k: None,
-            stop: vec![],
-            ignore_eos: false,
-        },
+        sampling: SamplingParams { max_new_tokens: 24, temperature, ..SamplingParams::default() },
         stop: StopRules { eos_ids: vec![EOS], ..StopRules::default() },
         seed: 17,
         step: 2,
     }
 }
 
-fn run(
+pub(super) fn run(
     engine: &mut Engine<HashModel>,
     requests: Vec<Request>,
 ) -> BTreeMap<String, Vec<FinishedSample>> {
@@ -188,24 +208,13 @@ fn samples_of_a_prompt_differ_and_repeat_with_the_seed() {
 }
 
 #[test]
-fn ro_2_a_prompt_is_prefilled_once_though_its_samples_start_apart() {
+fn a_prompt_is_computed_once_though_its_samples_start_apart() {
     let mut engine = engine(3);
     let samples = run(&mut engine, vec![request(prompts(), 7, 1.0)]);
     assert!(samples.values().all(|group| group.len() == 7));
     let tokens: usize = prompts().iter().map(|p| p.ids.len()).sum();
-    assert_eq!(engine.forward.prefilled_tokens, tokens);
-    assert_eq!(engine.forward.widest_batch, 3);
-}
-
-#[test]
-fn the_batch_is_one_run_of_slots_though_sequences_leave() {
-    let mut engine = engine(64);
-    let samples = run(&mut engine, vec![request(prompts(), 6, 1.0)]);
-    let lengths: std::collections::BTreeSet<_> =
-        samples.values().flatten().map(|s| s.response_ids.len()).collect();
-    assert!(lengths.len() > 3, "responses of one length leave no gaps: {lengths:?}");
-    assert!(engine.forward.widest_batch > 20);
-    assert_eq!(engine.forward.gaps, 0);
+    assert_eq!(engine.figures().prefilled_tokens, tokens as u64);
+    assert_eq!(engine.figures().widest_batch, 3);
 }
 
 #[test]
@@ -222,8 +231,8 @@ fn ro_3_each_token_carries_the_version_that_wrote_it() {
     }
     let sample = engine.collect(id).unwrap().groups.remove(0).samples.remove(0);
     let segments: Vec<_> = sample.segments.iter().map(|s| (s.version.0, s.tokens)).collect();
-    // The first step admits and decodes: two tokens, then one, then the rest of 24.
-    assert_eq!(segments, [(4, 3), (5, 21)]);
+    // Two steps, two tokens, then the rest of 24.
+    assert_eq!(segments, [(4, 2), (5, 22)]);
     assert_eq!(sample.finish, FinishReason::Length);
     assert_eq!((sample.response_ids.len(), sample.logps.len()), (24, 24));
 }
@@ -270,20 +279,48 @@ fn prompts_that_cannot_run_are_refused_by_name() {
     let error = engine.submit(request(vec![prompt("big", &[1; CONTEXT])], 1, 1.0)).unwrap_err();
     assert_eq!(
         error.to_string(),
-        "prompt big has 48 tokens, the model's context is 48: shorten the prompt"
+        "prompt big has 96 tokens, the model's context is 96: shorten the prompt"
     );
     engine.limits.kv_cache_bytes = 100;
     let error = engine.submit(request(vec![prompt("p", &[1])], 1, 1.0)).unwrap_err();
-    assert!(matches!(error, EngineError::CacheTooSmall { needed: 480, available: 100, .. }));
+    assert_eq!(
+        error.to_string(),
+        "one sequence of 25 tokens needs 320 bytes of KV cache, but kv_cache_bytes is 100: raise \
+         it or lower max_new_tokens"
+    );
+    let error = engine.submit(request(vec![prompt("odd", &[1, 11])], 1, 1.0)).unwrap_err();
+    assert_eq!(error.to_string(), "prompt odd has token 11, the model's vocabulary has 11");
+    engine.limits = WIDE;
+    let with = |sampling: SamplingParams| Request { sampling, ..request(prompts(), 1, 1.0) };
+    let plain = SamplingParams { max_new_tokens: 4, ..SamplingParams::default() };
+    let biased = SamplingParams { logit_bias: [(12, 1.0)].into(), ..plain.clone() };
+    let error = engine.submit(with(biased)).unwrap_err();
+    assert_eq!(error.to_string(), "sampling names token 12, the model's vocabulary has 11");
+    let stuck = SamplingParams { allowed_tokens: [EOS].into(), min_new_tokens: 2, ..plain };
+    let error = engine.submit(with(stuck)).unwrap_err();
+    assert!(matches!(error, EngineError::NothingAllowed), "{error}");
     assert!(engine.requests.is_empty() && engine.waiting.is_empty());
 }
 
 #[test]
-fn the_cache_budget_bounds_the_batch() {
-    let mut engine = engine(8);
-    engine.limits.kv_cache_bytes = 2 * 10 * CONTEXT as u64;
-    run(&mut engine, vec![request(prompts(), 3, 1.0)]);
-    assert_eq!(engine.forward.widest_batch, 2);
+fn a_minimum_withholds_the_end_and_a_constraint_holds() {
+    let sampling = SamplingParams {
+        max_new_tokens: 24,
+        min_new_tokens: 9,
+        allowed_tokens: [EOS, 2, 3, 7].into(),
+        top_logps: 2,
+        ..SamplingParams::default()
+    };
+    let request = Request { sampling, ..request(prompts(), 6, 1.0) };
+    let samples = run(&mut engine(16), vec![request]);
+    let lengths: Vec<usize> = samples.values().flatten().map(|s| s.response_ids.len()).collect();
+    assert!(lengths.iter().all(|length| *length >= 10), "{lengths:?}");
+    assert!(lengths.iter().any(|length| *length < 24), "{lengths:?}");
+    for sample in samples.values().flatten() {
+        assert!(sample.response_ids.iter().all(|id| [EOS, 2, 3, 7].contains(id)));
+        assert_eq!(sample.top_logps.len(), sample.response_ids.len());
+        assert!(sample.top_logps.iter().all(|best| best.len() == 2 && best[0].1 >= best[1].1));
+    }
 }
 
 #[test]
@@ -302,7 +339,7 @@ fn a_failed_step_fails_its_requests_and_leaves_the_engine_usable() {
 }
 
 #[test]
-fn a_cancelled_request_frees_its_slots() {
+fn a_cancelled_request_frees_its_blocks() {
     let mut engine = engine(4);
     let endless = Request { stop: StopRules::default(), ..request(prompts(), 4, 1.0) };
     let id = engine.submit(endless).unwrap();
@@ -310,6 +347,7 @@ fn a_cancelled_request_frees_its_slots() {
     assert_eq!(engine.running(), 4);
     engine.cancel(id);
     assert_eq!(engine.running(), 0);
+    assert_eq!(engine.pool.available(), engine.pool.len());
     assert!(matches!(engine.collect(id), Err(EngineError::UnknownRequest(_))));
     assert_eq!(run(&mut engine, vec![request(prompts(), 2, 1.0)]).len(), 5);
 }

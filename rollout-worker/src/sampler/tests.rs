@@ -11,7 +11,8 @@ fn log_of(probabilities: &[f64]) -> Vec<f32> {
     probabilities.iter().map(|p| p.ln() as f32).collect()
 }
 
-const PLAIN: Distribution = Distribution { temperature: 1.0, top_p: 1.0, top_k: None };
+const PLAIN: Distribution =
+    Distribution { temperature: 1.0, top_p: 1.0, top_k: None, min_p: 0.0, top_logps: 0 };
 
 #[test]
 fn plain_sampling_inverts_the_cdf() {
@@ -87,6 +88,73 @@ fn top_p_counts_the_mass_that_top_k_left() {
 }
 
 #[test]
+fn top_p_zero_keeps_the_best_token() {
+    let row = log_of(&[0.1, 0.4, 0.2, 0.3]);
+    let drawn = draw(&rows(&[&row]), Distribution { top_p: 0.0, ..PLAIN }, &[0.999]).unwrap();
+    assert_eq!((drawn.tokens[0], drawn.logps[0]), (1, 0.0));
+}
+
+#[test]
+fn min_p_cuts_below_a_share_of_the_best() {
+    // Half of .4 keeps .4, .2 and .3: 4/9, 3/9, 2/9. A share of 3/4 keeps .4 and .3.
+    let row = log_of(&[0.1, 0.4, 0.2, 0.3]);
+    let last = |min_p| {
+        let drawn = draw(&rows(&[&row]), Distribution { min_p, ..PLAIN }, &[0.9999]).unwrap();
+        (drawn.tokens[0], f64::from(drawn.logps[0]))
+    };
+    let (token, logp) = last(0.49);
+    assert_eq!(token, 2);
+    assert!((logp - (2.0f64 / 9.0).ln()).abs() < 1e-6);
+    let (token, logp) = last(0.74);
+    assert_eq!(token, 3);
+    assert!((logp - (3.0f64 / 7.0).ln()).abs() < 1e-6);
+    assert_eq!(last(1.0), (1, 0.0));
+}
+
+#[test]
+fn min_p_cuts_after_top_p_so_that_the_nucleus_is_of_the_whole() {
+    // Half of the whole needs .4 and .3, and .3 is 3/4 of .4. Had min-p been first, the best alone
+    // would be 4/7 of what is left.
+    let row = log_of(&[0.1, 0.4, 0.2, 0.3]);
+    let both = Distribution { top_p: 0.5, min_p: 0.7, ..PLAIN };
+    let drawn = draw(&rows(&[&row]), both, &[0.9999]).unwrap();
+    assert_eq!(drawn.tokens[0], 3);
+}
+
+#[test]
+fn a_wide_vocabulary_is_searched_until_min_p_cuts() {
+    // 3,000 equal tokens: none is below any share of the best.
+    let logits = Tensor::zeros([1, 3000], (Kind::Float, tch::Device::Cpu));
+    let drawn = draw(&logits, Distribution { min_p: 0.9, ..PLAIN }, &[0.5]).unwrap();
+    assert!((f64::from(drawn.logps[0]) + 3000f64.ln()).abs() < 1e-3, "{}", drawn.logps[0]);
+}
+
+#[test]
+fn the_best_tokens_come_with_the_log_probs_of_the_same_distribution() {
+    let row = log_of(&[0.1, 0.4, 0.2, 0.3]);
+    let ln = |p: f64| p.ln() as f32;
+    let top = |distribution| draw(&rows(&[&row]), distribution, &[0.1]).unwrap().top;
+    let close = |got: &[Vec<(u32, f32)>], expected: &[(u32, f32)]| {
+        assert_eq!(got.len(), 1);
+        assert_eq!(got[0].len(), expected.len(), "{got:?}");
+        for ((a, x), (b, y)) in got[0].iter().zip(expected) {
+            assert!(a == b && (x - y).abs() < 1e-6, "{got:?} is not {expected:?}");
+        }
+    };
+    let three = Distribution { top_logps: 3, ..PLAIN };
+    close(&top(three), &[(1, ln(0.4)), (3, ln(0.3)), (2, ln(0.2))]);
+    close(
+        &top(Distribution { top_k: Some(2), ..three }),
+        &[(1, ln(4.0 / 7.0)), (3, ln(3.0 / 7.0))],
+    );
+    close(
+        &top(Distribution { temperature: 0.0, top_logps: 2, ..PLAIN }),
+        &[(1, ln(0.4)), (3, ln(0.3))],
+    );
+    assert!(top(PLAIN).is_empty());
+}
+
+#[test]
 fn a_flat_vocabulary_wider_than_the_candidates_is_searched_on() {
     // 3,000 equal tokens, top-p .9: 2,700 of them are kept.
     let logits = Tensor::zeros([1, 3000], (Kind::Float, tch::Device::Cpu));
@@ -126,20 +194,4 @@ fn logits_that_are_not_finite_are_refused_by_row() {
         let error = draw(&logits, distribution, &[0.5, 0.5]).unwrap_err();
         assert_eq!(error.to_string(), "logits of row 1 are not finite");
     }
-}
-
-#[test]
-fn draws_follow_the_distribution() {
-    // 4,000 draws over 6 tokens; chi-square with 5 degrees of freedom, 0.999 quantile 20.52.
-    let p = [0.05, 0.1, 0.15, 0.2, 0.2, 0.3];
-    let row = log_of(&p);
-    let logits = rows(&vec![row.as_slice(); 4000]);
-    let stream = crate::random::SampleStream::new(11, 0, "chi-square", 0);
-    let uniforms: Vec<f64> = (0..4000).map(|t| stream.uniform(t)).collect();
-    let drawn = draw(&logits, PLAIN, &uniforms).unwrap();
-    let mut counts = [0f64; 6];
-    drawn.tokens.iter().for_each(|t| counts[*t as usize] += 1.0);
-    let chi_square: f64 =
-        counts.iter().zip(p).map(|(n, p)| (n - 4000.0 * p).powi(2) / (4000.0 * p)).sum();
-    assert!(chi_square < 20.52, "chi-square {chi_square} over {counts:?}");
 }

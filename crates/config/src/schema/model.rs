@@ -160,11 +160,24 @@ pub struct RolloutConfig {
     pub kv_cache_mib: u64,
     /// Longest prompt, tokens; a longer one is an error.
     pub max_prompt_tokens: u32,
+    /// Prompt tokens that are computed in one step beside the sequences that are writing: these
+    /// wait no longer for a long prompt.
+    pub prefill_tokens: u32,
+    /// Each sample is the same to the bit in whatever batch and on however many workers, and the
+    /// trainer computes the very log-probs that were recorded. Slower: batches are filled up,
+    /// responses scored once more, and the trainer takes one sample a pass. On CPUs only.
+    pub deterministic: bool,
 }
 
 impl Default for RolloutConfig {
     fn default() -> Self {
-        Self { max_sequences: 64, kv_cache_mib: 1024, max_prompt_tokens: 512 }
+        Self {
+            max_sequences: 64,
+            kv_cache_mib: 1024,
+            max_prompt_tokens: 512,
+            prefill_tokens: 2048,
+            deterministic: false,
+        }
     }
 }
 
@@ -174,6 +187,9 @@ impl Default for RolloutConfig {
 pub struct SamplingConfig {
     /// Longest answer, tokens.
     pub max_new_tokens: u32,
+    /// Tokens before which neither an end-of-sequence token nor a stop string ends an answer.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub min_new_tokens: u32,
     /// 0 is greedy; training needs more than 0.
     #[serde(default = "one")]
     pub temperature: f64,
@@ -183,6 +199,22 @@ pub struct SamplingConfig {
     /// Number of most probable tokens kept; absent is off.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub top_k: Option<u32>,
+    /// Tokens below this share of the best token's probability are cut, in [0, 1]; 0 is off.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub min_p: f64,
+    /// Logits of tokens in prompt and answer so far are divided by this when positive, multiplied
+    /// when negative; 1 is off.
+    #[serde(default = "one", skip_serializing_if = "is_one")]
+    pub repetition_penalty: f64,
+    /// Added to the logits of single tokens: `[{ token = 7, bias = -2.5 }]`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub logit_bias: Vec<TokenBiasConfig>,
+    /// The only token ids that may be drawn; absent allows all.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub allowed_tokens: Vec<u32>,
+    /// Most probable tokens recorded with each token of a sample, with their log-probs; up to 64.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub top_logps: u32,
     /// Strings that end an answer and are cut off it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub stop: Vec<String>,
@@ -191,8 +223,56 @@ pub struct SamplingConfig {
 impl Default for SamplingConfig {
     /// Of a recipe that generates nothing: no tokens.
     fn default() -> Self {
-        Self { max_new_tokens: 0, temperature: one(), top_p: one(), top_k: None, stop: Vec::new() }
+        Self {
+            max_new_tokens: 0,
+            min_new_tokens: 0,
+            temperature: one(),
+            top_p: one(),
+            top_k: None,
+            min_p: 0.0,
+            repetition_penalty: one(),
+            logit_bias: Vec::new(),
+            allowed_tokens: Vec::new(),
+            top_logps: 0,
+            stop: Vec::new(),
+        }
     }
+}
+
+impl SamplingConfig {
+    /// The same for the engine; not yet validated.
+    #[must_use]
+    pub fn params(&self) -> plumb_domain::SamplingParams {
+        plumb_domain::SamplingParams {
+            max_new_tokens: self.max_new_tokens,
+            min_new_tokens: self.min_new_tokens,
+            temperature: self.temperature,
+            top_p: self.top_p,
+            top_k: self.top_k,
+            min_p: self.min_p,
+            repetition_penalty: self.repetition_penalty,
+            logit_bias: self.logit_bias.iter().map(|b| (b.token, b.bias)).collect(),
+            allowed_tokens: self.allowed_tokens.iter().copied().collect(),
+            top_logps: self.top_logps,
+            stop: self.stop.clone(),
+            ignore_eos: false,
+        }
+    }
+}
+
+/// What is added to one token's logit.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TokenBiasConfig {
+    /// The token's id.
+    pub token: u32,
+    /// Added to its logit.
+    pub bias: f64,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_one(value: &f64) -> bool {
+    *value == 1.0
 }
 
 fn one() -> f64 {

@@ -24,6 +24,35 @@ impl Recipe {
                 sampling(&format!("stage[{index}].sampling"), own, found);
             }
         }
+        found.require(
+            self.rollout.prefill_tokens >= 1,
+            "rollout.prefill_tokens",
+            "0 tokens of a prompt in a step",
+            "write at least 1",
+        );
+        found.require(
+            !self.rollout.deterministic || self.algorithm.lora.is_none(),
+            "rollout.deterministic",
+            "true beside [algorithm.lora]: adapters are merged into what the rollout gets, which \
+             rounds differently from the trainer's two products",
+            "leave out one of the two",
+        );
+        let s = &self.sampling;
+        let whole = s.top_p == 1.0
+            && s.top_k.is_none()
+            && s.min_p == 0.0
+            && s.repetition_penalty == 1.0
+            && s.logit_bias.is_empty()
+            && s.allowed_tokens.is_empty()
+            && s.min_new_tokens == 0;
+        found.require(
+            !self.rollout.deterministic || whole,
+            "rollout.deterministic",
+            "true, but [sampling] draws from less than the whole distribution, whose log-probs the \
+             trainer does not compute",
+            "leave out top_p, top_k, min_p, min_new_tokens, repetition_penalty, logit_bias and \
+             allowed_tokens, or deterministic",
+        );
         let longest =
             u64::from(self.rollout.max_prompt_tokens) + u64::from(self.sampling.max_new_tokens);
         found.require(
@@ -97,15 +126,7 @@ impl Recipe {
 }
 
 fn sampling(key: &str, s: &SamplingConfig, found: &mut Findings) {
-    let params = plumb_domain::SamplingParams {
-        max_new_tokens: s.max_new_tokens,
-        temperature: s.temperature,
-        top_p: s.top_p,
-        top_k: s.top_k,
-        stop: s.stop.clone(),
-        ignore_eos: false,
-    };
-    if let Err(error) = params.validate() {
+    if let Err(error) = s.params().validate() {
         found.require(false, &format!("{key}.{}", error.key), error.value, error.expected);
     }
 }

@@ -11,5 +11,5 @@ mod publication;
 mod rewards;
 mod skipped_steps;
 mod supervised;
-mod support;
+pub(crate) mod support;
 mod training_curve;

@@ -266,6 +266,34 @@ fn mismatch_is_the_distance_to_the_recorded_log_probs() {
     let tokens = metrics["tokens"];
     assert!((metrics["mismatch_max"] - 0.25).abs() < 1e-5, "{metrics:?}");
     assert!((metrics["mismatch_mean"] - 0.25 / tokens).abs() < 1e-5, "{metrics:?}");
+    // r = e^-0.25 at one token: r - 1 - ln r.
+    let kl = ((-0.25f64).exp() - 1.0 + 0.25) / tokens;
+    assert!((metrics["mismatch_kl"] - kl).abs() < 1e-6, "{metrics:?}");
+}
+
+#[test]
+fn one_sample_a_pass_gives_the_log_probs_of_resident_weights_to_the_bit() {
+    for (tied, compute) in [(true, Precision::Fp32), (false, Precision::Bf16)] {
+        let tiny = TinyModel::new(tied, 3);
+        let settings = EngineSettings { one_sample_a_pass: true, compute, ..settings() };
+        let mut model = tiny.load(plan(settings), Box::new(plumb_collective::solo()));
+        let config = plumb_model::ModelConfig::from_folder(&tiny.path()).unwrap();
+        let decoder = plumb_model::Decoder::new(config).unwrap();
+        let (head, device) = (plumb_model::HeadSpec::CausalLm, tch::Device::Cpu);
+        let weights =
+            plumb_model::Weights::load(&decoder, &tiny.path(), &head, compute.kind(), device)
+                .unwrap();
+        let mut samples = samples();
+        for sample in samples.iter_mut().map(|s| &mut s.sample) {
+            let (prompt, response) = (&sample.prompt_ids, &sample.response_ids);
+            sample.rollout_logps =
+                crate::response_logps(&decoder, &weights, prompt, response, 0.8).unwrap();
+        }
+        let update = PolicyUpdate { mini_batches: 1, ..update(Aggregation::TokenMean) };
+        let metrics = update_policy(&mut model, &samples, &update).unwrap();
+        assert_eq!(metrics["mismatch_max"], 0.0, "{compute:?}: {metrics:?}");
+        assert_eq!(metrics["mismatch_kl"], 0.0);
+    }
 }
 
 #[test]

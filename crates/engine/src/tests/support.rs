@@ -62,13 +62,14 @@ impl TinyModel {
     }
 }
 
-pub(super) fn settings() -> EngineSettings {
+pub(crate) fn settings() -> EngineSettings {
     EngineSettings {
         compute: Precision::Fp32,
         reduce: Precision::Fp32,
         recompute: true,
         reshard_after_forward: true,
         micro_batch_tokens: 1000,
+        one_sample_a_pass: false,
         frozen_layers: 0,
         device: Device::Cpu,
         offload: Offload::default(),

@@ -1,5 +1,6 @@
 use plumb_model::{
-    Decoder, HeadSpec, KvCache, MissingHead, ModelConfig, Packed, ScoreHead, TensorSource, Weights,
+    BatchShape, Decoder, HeadSpec, KvCache, MissingHead, ModelConfig, Packed, ScoreHead, Span,
+    TensorSource, Weights,
 };
 use tch::{Device, Kind, Tensor};
 
@@ -63,7 +64,7 @@ fn replacing_every_block_gives_the_other_model() {
 #[test]
 fn arguments_that_do_not_fit_are_errors_not_panics() {
     let (decoder, weights) = language_model("tiny-llama3");
-    let mut cache = KvCache::new(decoder.config(), 3, 10, Kind::Float, Device::Cpu).unwrap();
+    let mut cache = KvCache::new(decoder.config(), 3, Kind::Float, Device::Cpu).unwrap();
     let packed = |ids: &[u32]| Packed::new(&[ids]).unwrap();
     let error = |result: Result<Tensor, plumb_model::ModelError>, part: &str| {
         let error = result.unwrap_err().to_string();
@@ -71,18 +72,24 @@ fn arguments_that_do_not_fit_are_errors_not_panics() {
     };
     error(decoder.forward(&weights, &packed(&[96])), "token id 96");
     error(decoder.forward(&weights, &packed(&[5; 129])), "context of 128 tokens");
-    error(decoder.prefill(&weights, &packed(&[5; 11]), &mut cache, &[0]), "11 tokens");
-    error(decoder.prefill(&weights, &packed(&[5]), &mut cache, &[3]), "slot 3");
-    error(decoder.prefill(&weights, &packed(&[5]), &mut cache, &[]), "0 slots");
-    error(decoder.decode(&weights, &[5, 5], &[0, 0], &[1, 1], &mut cache), "slot 1 is given twice");
-    error(decoder.decode(&weights, &[5], &[10], &[0], &mut cache), "position 10");
-    error(decoder.decode(&weights, &[96], &[0], &[0], &mut cache), "token id 96");
-    error(decoder.decode(&weights, &[5], &[], &[0], &mut cache), "0 positions");
+    let mut refused = |ids: &[u32], first_position, blocks: &[u32], part: &str| {
+        let span = Span { ids, first_position, blocks, wants_logits: true };
+        let step = decoder.step(&weights, &[span], &mut cache, BatchShape::Ragged);
+        let error = step.unwrap_err().to_string();
+        assert!(error.contains(part), "{error:?} does not say {part:?}");
+    };
+    refused(&[5; 17], 0, &[0], "ends at position 16 but has 1 blocks of 16 tokens");
+    refused(&[5], 0, &[3], "block 3 of a KV cache of 3 blocks");
+    refused(&[], 0, &[0], "span 0 has no tokens");
+    refused(&[5], 128, &[0; 9], "position 128 is beyond");
+    refused(&[96], 0, &[0], "token id 96");
     error(decoder.score_sequences(&weights, &packed(&[5])), "score head");
-    assert!(cache.copy_prefix(0, &[1, 3], 2).unwrap_err().to_string().contains("slot 3"));
-    assert!(cache.copy_prefix(0, &[1], 11).unwrap_err().to_string().contains("11 tokens"));
+    assert!(cache.copy_blocks(&[(0, 1), (1, 3)]).unwrap_err().to_string().contains("block 3"));
+    assert!(KvCache::new(decoder.config(), 0, Kind::Float, Device::Cpu).is_err());
     assert!(Packed::new(&[]).is_err());
     assert!(Packed::new(&[&[1], &[]]).unwrap_err().to_string().contains("sequence 1 of 2"));
-    let half = KvCache::new(decoder.config(), 1, 4, Kind::BFloat16, Device::Cpu);
-    error(decoder.prefill(&weights, &packed(&[5]), &mut half.unwrap(), &[0]), "BFloat16");
+    let mut half = KvCache::new(decoder.config(), 1, Kind::BFloat16, Device::Cpu).unwrap();
+    let span = Span { ids: &[5], first_position: 0, blocks: &[0], wants_logits: true };
+    let step = decoder.step(&weights, &[span], &mut half, BatchShape::Ragged);
+    assert!(step.unwrap_err().to_string().contains("BFloat16"));
 }

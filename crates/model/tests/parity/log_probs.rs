@@ -1,7 +1,8 @@
-//! Log-probabilities of whole sequences, and of the same sequences decoded token by token.
+//! Log-probabilities of whole sequences, and of the same sequences in steps over the KV cache.
 
-use plumb_model::{KvCache, Packed};
-use tch::{Device, Kind, Tensor};
+use plumb_model::{BatchShape, Decoder, KvCache, Span, Weights};
+use plumb_torch::paged::BLOCK_TOKENS;
+use tch::{Device, Kind};
 
 use crate::vectors::{
     TOLERANCE, Vector, check_log_probs, language_model, max_difference, next_token_log_probs,
@@ -25,79 +26,92 @@ fn packed_forward_agrees_with_transformers() {
     }
 }
 
-/// Prefill of a first part, a copied prefix, then one token at a time in a batch whose
-/// sequences have different lengths, in slots that are not neighbours.
+/// Blocks of `count` sequences, scattered: sequence i has i, i + count, i + 2 count and so on.
+fn tables(count: usize, longest: usize) -> Vec<Vec<u32>> {
+    let width = longest.div_ceil(BLOCK_TOKENS);
+    (0..count).map(|i| (0..width).map(|w| (i + w * count) as u32).collect()).collect()
+}
+
+/// The first half of each sequence in parts of `part` tokens, the rest token by token, all
+/// sequences in each step; log-probs of what the first half's end and all later tokens predict.
+fn stepped(
+    decoder: &Decoder,
+    weights: &Weights,
+    sequences: &[Vec<u32>],
+    part: usize,
+    shape: BatchShape,
+) -> Vec<Vec<f64>> {
+    let longest = sequences.iter().map(Vec::len).max().unwrap();
+    let tables = tables(sequences.len(), longest);
+    let blocks = tables.len() * tables[0].len();
+    let mut cache = KvCache::new(decoder.config(), blocks, Kind::Float, Device::Cpu).unwrap();
+    let mut done = vec![0; sequences.len()];
+    let mut logps = vec![Vec::new(); sequences.len()];
+    while done.iter().zip(sequences).any(|(done, ids)| *done < ids.len()) {
+        let mut spans = Vec::new();
+        let mut owners = Vec::new();
+        for (i, ids) in sequences.iter().enumerate() {
+            if done[i] == ids.len() {
+                continue;
+            }
+            let half = ids.len().div_ceil(2);
+            let end = if done[i] < half { half.min(done[i] + part) } else { done[i] + 1 };
+            let wants_logits = end >= half;
+            spans.push(Span {
+                ids: &ids[done[i]..end],
+                first_position: done[i],
+                blocks: &tables[i],
+                wants_logits,
+            });
+            done[i] = end;
+            owners.extend(wants_logits.then_some((i, end)));
+        }
+        let logits = decoder.step(weights, &spans, &mut cache, shape).unwrap();
+        let Some(logits) = logits else { continue };
+        let logp_sv = logits.log_softmax(-1, Kind::Double);
+        for (row, (i, end)) in owners.into_iter().enumerate() {
+            if let Some(next) = sequences[i].get(end) {
+                logps[i].push(logp_sv.double_value(&[row as i64, i64::from(*next)]));
+            }
+        }
+    }
+    logps
+}
+
 #[test]
-fn decoding_agrees_with_transformers() {
+fn steps_over_the_paged_cache_agree_with_transformers() {
     for (name, vector) in committed_language_models() {
         let (decoder, weights) = language_model(&vector.folder().unwrap(), Kind::Float);
-        let longest = vector.sequences.iter().map(Vec::len).max().unwrap();
-        for spread in [1, 2] {
-            let count = vector.sequences.len();
-            let mut cache = KvCache::new(
-                decoder.config(),
-                count * spread + 1,
-                longest,
-                Kind::Float,
-                Device::Cpu,
-            )
-            .unwrap();
-            let mut rows: Vec<Vec<Tensor>> = Vec::new();
-            for (i, ids) in vector.sequences.iter().enumerate() {
-                let first = ids.len().div_ceil(2);
-                let packed = Packed::new(&[&ids[..first]]).unwrap();
-                let spare = count * spread;
-                let hidden = decoder.prefill(&weights, &packed, &mut cache, &[spare]).unwrap();
-                cache.copy_prefix(spare, &[i * spread], first).unwrap();
-                rows.push((0..first as i64).map(|t| hidden.get(t)).collect());
-            }
-            for position in 0..longest {
-                let live: Vec<usize> = (0..count)
-                    .filter(|&i| (rows[i].len()..vector.sequences[i].len()).contains(&position))
-                    .collect();
-                if live.is_empty() {
-                    continue;
-                }
-                let ids: Vec<u32> = live.iter().map(|&i| vector.sequences[i][position]).collect();
-                let slots: Vec<usize> = live.iter().map(|&i| i * spread).collect();
-                let positions = vec![position; live.len()];
-                let hidden =
-                    decoder.decode(&weights, &ids, &positions, &slots, &mut cache).unwrap();
-                for (b, &i) in live.iter().enumerate() {
-                    rows[i].push(hidden.get(b as i64));
-                }
-            }
-            let all: Vec<Tensor> = rows.into_iter().flatten().collect();
-            let logits = decoder.output(&weights, &Tensor::stack(&all, 0)).unwrap();
-            let got = next_token_log_probs(&logits, &vector.sequences);
-            let worst = max_difference(&got, &vector.log_probs);
-            println!("{name}: decoded, max |difference| {worst:.2e}");
+        let expected: Vec<Vec<f64>> = vector
+            .sequences
+            .iter()
+            .zip(&vector.log_probs)
+            .map(|(ids, logps)| logps[(ids.len().div_ceil(2) - 1).min(logps.len())..].to_vec())
+            .collect();
+        for (part, shape) in
+            [(usize::MAX, BatchShape::Ragged), (5, BatchShape::Ragged), (7, BatchShape::Fixed(16))]
+        {
+            let got = stepped(&decoder, &weights, &vector.sequences, part, shape);
+            let worst = max_difference(&got, &expected);
+            println!("{name}: {shape:?}, parts of {part}: max |difference| {worst:.2e}");
             assert!(worst < TOLERANCE, "{name}: {worst:.2e}");
         }
     }
 }
 
-/// Sequences of different lengths at different positions in one decode step.
+/// Batches of a fixed shape: other sequences beside it, and another cut into steps, change nothing.
 #[test]
-fn a_decode_batch_does_not_mix_its_sequences() {
-    let all = vectors();
-    let vector = &all["tiny-qwen2-window"];
-    let (decoder, weights) = language_model(&vector.folder().unwrap(), Kind::Float);
-    let sequences: Vec<&Vec<u32>> = vector.sequences.iter().filter(|s| s.len() > 1).collect();
-    let heads: Vec<&[u32]> = sequences.iter().map(|s| &s[..s.len() - 1]).collect();
-    let ids: Vec<u32> = sequences.iter().map(|s| *s.last().unwrap()).collect();
-    let positions: Vec<usize> = heads.iter().map(|s| s.len()).collect();
-    let slots: Vec<usize> = (0..heads.len()).collect();
-    let mut cache =
-        KvCache::new(decoder.config(), heads.len(), 80, Kind::Float, Device::Cpu).unwrap();
-    let packed = Packed::new(&heads).unwrap();
-    let _ = decoder.prefill(&weights, &packed, &mut cache, &slots).unwrap();
-    let together = decoder.decode(&weights, &ids, &positions, &slots, &mut cache).unwrap();
-    for (i, sequence) in sequences.iter().enumerate() {
-        let alone = decoder.forward(&weights, &Packed::new(&[sequence]).unwrap()).unwrap();
-        let last = alone.get(sequence.len() as i64 - 1);
-        let difference = (together.get(i as i64) - last).abs().max().double_value(&[]);
-        assert!(difference < TOLERANCE, "sequence {i}: {difference:.2e}");
+fn fixed_batches_give_a_sequence_the_same_bits_in_any_company_and_any_cut() {
+    for (name, vector) in committed_language_models() {
+        let (decoder, weights) = language_model(&vector.folder().unwrap(), Kind::Float);
+        let fixed = BatchShape::Fixed(32);
+        let together = stepped(&decoder, &weights, &vector.sequences, 9, fixed);
+        for (i, ids) in vector.sequences.iter().enumerate() {
+            for part in [1, 4, usize::MAX] {
+                let alone = stepped(&decoder, &weights, std::slice::from_ref(ids), part, fixed);
+                assert_eq!(alone[0], together[i], "{name}, sequence {i}, parts of {part}");
+            }
+        }
     }
 }
 
