@@ -10,6 +10,9 @@
 //! - [`policy_update`] is the training step, written like the box of a paper.
 //! - `passes` is the loop over blocks; `flat` what a block's shard, gathered copy and gradient
 //!   are; [`head`] how log-probs come without `[N, V]`.
+//! - `optimizer` steps on shards; `parameter_rules` says on which parameters and how fast, `moments`
+//!   and `eight_bit` how AdamW's state is kept, `ema` is the moving average, `placement` what lives
+//!   in host memory.
 //! - `adapters` are low-rank adapters beside frozen layers ([`LoraPlan`]).
 //! - [`supervised_training`], [`reward_training`], [`preference_training`], [`log_probs()`],
 //!   [`publish`], [`checkpoint`], `export` are what else a
