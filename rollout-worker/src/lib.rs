@@ -1,6 +1,6 @@
 //! Rollout: the generation side of the training step.
 //!
-//! - [`engine`]: continuous batching over a slotted KV cache; prefix sharing; [`engine::Native`]
+//! - [`engine`]: continuous batching over a KV cache in blocks; prefix sharing; [`engine::Native`]
 //!   is the model behind it.
 //! - [`sampler`], [`random`], [`stop`]: how a token is drawn, from which stream, and when a
 //!   response ends.

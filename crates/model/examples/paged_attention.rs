@@ -17,7 +17,7 @@ use plumb_torch::paged::{self, BLOCK_TOKENS, PagedLayer, PagedRows};
 use tch::{Device, Kind, Tensor};
 
 const CAPACITY: i64 = 192;
-const STEPS: usize = 300;
+const STEPS: usize = 40;
 
 struct Shape {
     name: &'static str,
@@ -26,11 +26,12 @@ struct Shape {
     dim: i64,
 }
 
-const SHAPES: [Shape; 4] = [
+const SHAPES: [Shape; 5] = [
     Shape { name: "~1M (4/2 x 32)", kv_heads: 2, group: 2, dim: 32 },
-    Shape { name: "~10M (8/2 x 40)", kv_heads: 2, group: 4, dim: 40 },
-    Shape { name: "~50M (8/4 x 64)", kv_heads: 4, group: 2, dim: 64 },
+    Shape { name: "~10M (5/1 x 64)", kv_heads: 1, group: 5, dim: 64 },
+    Shape { name: "~50M (8/2 x 64)", kv_heads: 2, group: 4, dim: 64 },
     Shape { name: "SmolLM2 (9/3 x 64)", kv_heads: 3, group: 3, dim: 64 },
+    Shape { name: "odd heads (8/2 x 40)", kv_heads: 2, group: 4, dim: 40 },
 ];
 
 struct Batch {

@@ -268,10 +268,16 @@ mod tests {
 
     #[test]
     fn libtorch_s_operations_and_the_kernel_agree_over_blocks() {
+        for dim in [8, 16, 40, 64, 112] {
+            agree_over_blocks(dim);
+        }
+    }
+
+    fn agree_over_blocks(dim: i64) {
         tch::manual_seed(3);
         let options = (Kind::Float, Device::Cpu);
         let cache =
-            || (Tensor::zeros([6, 2, 8, 16], options), Tensor::zeros([6, 2, 16, 8], options));
+            || (Tensor::zeros([6, 2, dim, 16], options), Tensor::zeros([6, 2, 16, dim], options));
         let (own, other) = (cache(), cache());
         // Sequence 0 has 20 tokens in blocks 4 and 1, sequence 1 has 3 in block 5; then a filler.
         let sequence: Vec<i32> = [vec![0; 20], vec![1; 3], vec![-1]].concat();
@@ -281,17 +287,17 @@ mod tests {
             sequence_n: Tensor::from_slice(&sequence),
             position_n: Tensor::from_slice(&position),
         };
-        let draw = |heads: i64| Tensor::randn([24, heads, 8], options);
+        let draw = |heads: i64| Tensor::randn([24, heads, dim], options);
         let (q, k, v) = (draw(6), draw(2), draw(2));
         paged::write(PagedLayer { keys: &own.0, values: &own.1 }, &rows, &k, &v).unwrap();
         write_blocks(&other.0, &other.1, &rows, &k, &v).unwrap();
         assert!(own.0.equal(&other.0) && own.1.equal(&other.1));
         for window in [None, Some(5)] {
             let layer = PagedLayer { keys: &own.0, values: &own.1 };
-            let kernel = paged::attend(layer, &rows, &q, window, 8f64.powf(-0.5)).unwrap();
+            let kernel = paged::attend(layer, &rows, &q, window, (dim as f64).powf(-0.5)).unwrap();
             let plain = over_blocks(&own.0, &own.1, &rows, &q, window).unwrap();
             let worst = (kernel - plain).abs().max().double_value(&[]);
-            assert!(worst < 1e-6, "window {window:?}: {worst}");
+            assert!(worst < 1e-6, "dim {dim}, window {window:?}: {worst}");
         }
     }
 

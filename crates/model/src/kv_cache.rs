@@ -30,10 +30,14 @@ impl KvCache {
         }
         let (heads, dim, tokens) =
             (config.num_key_value_heads, config.head_dim, BLOCK_TOKENS as i64);
-        let zeros = |shape: [i64; 4]| Tensor::f_zeros(shape, (kind, device));
+        // Not zeroed: on the CPU the memory of a block is taken when the block is first written, and
+        // nothing reads what was not written.
+        let memory = |shape: [i64; 4]| Tensor::f_empty(shape, (kind, device));
         let count = blocks as i64;
         let layers = (0..config.num_hidden_layers)
-            .map(|_| Ok((zeros([count, heads, dim, tokens])?, zeros([count, heads, tokens, dim])?)))
+            .map(|_| {
+                Ok((memory([count, heads, dim, tokens])?, memory([count, heads, tokens, dim])?))
+            })
             .collect::<Result<Vec<_>>>()?;
         Ok(Self { layers, blocks })
     }

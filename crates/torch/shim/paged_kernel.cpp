@@ -170,7 +170,7 @@ inline void mix(const PagedQuery& q, const float* weights, int64_t width, int64_
   }
 }
 
-// The same for dimensions that do not fill a vector.
+// The same for so few dimensions that they do not fill a vector.
 template <typename Type, int Heads>
 inline void mix_rest(const PagedQuery& q, const float* weights, int64_t width, int64_t d,
                      const float* inverse, typename Type::Element* out) {
@@ -210,9 +210,24 @@ void attend_heads(const PagedQuery& q, const typename Type::Element* query,
     inverse[h] = 1.0f / sum_of(total);
   }
   int64_t d = 0;
-  for (; d + 4 * kLanes <= q.dim; d += 4 * kLanes) mix<Type, Heads, 4>(q, scores, width, d, inverse, out);
-  for (; d + kLanes <= q.dim; d += kLanes) mix<Type, Heads, 1>(q, scores, width, d, inverse, out);
-  mix_rest<Type, Heads>(q, scores, width, d, inverse, out);
+  for (; d + 4 * kLanes <= q.dim; d += 4 * kLanes) {
+    mix<Type, Heads, 4>(q, scores, width, d, inverse, out);
+  }
+  if (d + 2 * kLanes <= q.dim) {
+    mix<Type, Heads, 2>(q, scores, width, d, inverse, out);
+    d += 2 * kLanes;
+  }
+  if (d + kLanes <= q.dim) {
+    mix<Type, Heads, 1>(q, scores, width, d, inverse, out);
+    d += kLanes;
+  }
+  if (d == q.dim) return;
+  if (d > 0) {
+    // The last vector overlaps the one before; what both write is the same.
+    mix<Type, Heads, 1>(q, scores, width, q.dim - kLanes, inverse, out);
+  } else {
+    mix_rest<Type, Heads>(q, scores, width, d, inverse, out);
+  }
 }
 
 template <typename Type>

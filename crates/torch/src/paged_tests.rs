@@ -81,7 +81,9 @@ fn last_rows() -> PagedRows {
 
 #[test]
 fn attention_over_blocks_is_attention() {
-    for (kv_heads, group, dim) in [(2, 1, 4), (1, 3, 64), (2, 2, 32), (3, 7, 80), (2, 4, 128)] {
+    for (kv_heads, group, dim) in
+        [(2, 1, 4), (1, 3, 64), (2, 2, 32), (3, 7, 80), (2, 4, 128), (2, 5, 40), (1, 2, 20)]
+    {
         for (kind, bound) in [(Kind::Float, 2e-6), (Kind::BFloat16, 1e-2)] {
             for window in [None, Some(20)] {
                 let case = Case { kv_heads, group, dim, kind, window };

@@ -169,7 +169,7 @@ impl<F: Forward> Engine<F> {
         let key = sequence.group;
         let Some(group) = self.groups.get_mut(&key) else { return Ok(()) };
         // Other versions' log-probs cannot be computed again: their weights are gone.
-        let logps = if sequence.is_of(self.version) && group.distribution.temperature > 0.0 {
+        let logps = if sequence.is_of(self.version) && group.draws_from_all() {
             let (prompt, response) = (sequence.prompt_ids(), sequence.response_ids());
             self.forward
                 .trainer_logps(prompt, response, group.distribution.temperature)

@@ -132,6 +132,14 @@ impl Group {
         })
     }
 
+    /// Whether tokens are drawn from the whole distribution: that of which the trainer computes
+    /// log-probs.
+    pub(super) fn draws_from_all(&self) -> bool {
+        let Distribution { temperature, top_p, top_k, min_p, .. } = self.distribution;
+        let uncut = top_p >= 1.0 && top_k.is_none() && min_p <= 0.0;
+        temperature > 0.0 && uncut && !self.shaping.acts(0)
+    }
+
     pub(super) fn stream(&self, index: u32) -> SampleStream {
         SampleStream::new(self.seed, self.step, &self.prompt.id, index)
     }
