@@ -16,7 +16,7 @@ use super::RoleGroup;
 use super::checkpoint::{self, Committed};
 use super::group::CallId;
 use super::optimizer::{adopt_average, optimizer_spec};
-use super::reference::{client, engine_spec, log_probs, lora_spec, shard_group};
+use super::reference::{LogProbsQuestion, client, engine_spec, log_probs, lora_spec, shard_group};
 use super::weights::Weights;
 use crate::algorithm::Algorithm;
 use crate::cluster::Worker;
@@ -182,7 +182,9 @@ impl PolicyFleet {
         let samples = generation.objects();
         let temperature = self.recipe.sampling.temperature;
         let old_logps = if a.old_logps == OldLogps::Recompute {
-            let answers = log_probs(&self.group, key, "old_logps", &samples, temperature).await?;
+            let question =
+                LogProbsQuestion { phase: "old_logps", temperature, without_adapters: false };
+            let answers = log_probs(&self.group, key, &samples, question).await?;
             answers.into_iter().filter_map(|answer| answer.logps).collect()
         } else {
             Vec::new()

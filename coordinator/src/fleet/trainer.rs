@@ -50,6 +50,8 @@ pub struct ScoreLoss {
     pub cost: bool,
     /// Of a cost: whether safe texts score below 0 and unsafe ones above.
     pub sign_terms: bool,
+    /// Whether the scores of all tokens in which the texts differ count.
+    pub token_wise: bool,
     /// Coefficient of the squared scores.
     pub regularization: f64,
 }
@@ -244,6 +246,7 @@ impl Trainer {
                 regularization: loss.regularization,
                 loss: if loss.cost { "cost" } else { "reward" }.to_owned(),
                 sign_terms: loss.sign_terms,
+                token_wise: loss.token_wise,
             };
             async move { Ok(client(&worker).train_pairs(request).await?.into_inner().metrics) }
         };
@@ -289,6 +292,14 @@ impl Trainer {
     /// A rank was lost, or the disk refused.
     pub async fn export(&self, folder: &Path, dtype: &str) -> Result<u64, PhaseError> {
         export(&self.group, folder, dtype, false).await
+    }
+
+    /// Writes the adapters alone as a PEFT folder.
+    ///
+    /// # Errors
+    /// As [`Trainer::export`]; a model without adapters.
+    pub async fn export_adapter(&self, folder: &Path, dtype: &str) -> Result<u64, PhaseError> {
+        export(&self.group, folder, dtype, true).await
     }
 
     /// The same call to every rank, each with its own context.
