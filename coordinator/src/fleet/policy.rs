@@ -1,6 +1,5 @@
 //! The model under training: update, publication, commit.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -14,6 +13,7 @@ use plumb_proto::object::object_service_client::ObjectServiceClient;
 
 use super::RoleGroup;
 use super::checkpoint::{self, Committed};
+use super::figures::figures;
 use super::group::CallId;
 use super::optimizer::{adopt_average, optimizer_spec};
 use super::reference::{LogProbsQuestion, client, engine_spec, log_probs, lora_spec, shard_group};
@@ -223,14 +223,8 @@ impl PolicyFleet {
                 async move { Ok(client(&worker).update(request).await?.into_inner()) }
             })
             .await?;
-        let metrics: BTreeMap<String, f64> =
-            answers.into_iter().next().map(|a| a.metrics.into_iter().collect()).unwrap_or_default();
-        if let Some((name, value)) = metrics.iter().find(|(_, v)| !v.is_finite()) {
-            return Err(PhaseError::Failed(format!(
-                "the update of step {} gave {name} = {value}",
-                key.step
-            )));
-        }
+        let metrics = answers.into_iter().map(|answer| answer.metrics).collect();
+        let metrics = figures(&format!("the update of step {}", key.step), metrics)?;
         self.state().version = version;
         Ok(UpdateReport { metrics, policy_version: version })
     }

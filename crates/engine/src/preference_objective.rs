@@ -72,7 +72,7 @@ impl PreferenceObjective {
             };
             match &pair.unpreferred {
                 None if self.compares_pairs() => return refuse("has no unpreferred pair"),
-                Some(other) if self.needs_reference() && other.reference.is_none() => {
+                Some(other) if self.compares_pairs() && other.reference.is_none() => {
                     return refuse("its unpreferred pair has no log-probs of the reference");
                 }
                 _ => {}

@@ -161,7 +161,7 @@ pub fn measure_preferences(
         let batch = PairBatch::new(members, model)?;
         let values = model.token_values(&batch.batch.packed, &batch.batch.chosen, 1.0)?;
         if !batch.pairs.is_empty() {
-            figures.add(batch.terms(objective, &values.logp_m, pairs.len())?);
+            let _ = figures.add(batch.terms(objective, &values.logp_m, pairs.len())?);
         }
     }
     figures.metrics(model, objective, pairs.len())
