@@ -149,7 +149,8 @@ fn adapters_train_alone_and_their_folders_hold_what_they_add() {
     assert!(margin > run.figure("reward", "heldout_margin_before"), "{margin}");
 
     // Another run that starts from the folder, or from the merged model, measures the same.
-    let one_step = ["stage.0.epochs=1", "stage.0.dialogues_per_step=320"].map(str::to_owned);
+    let one_step = ["stage.0.epochs=1", "stage.0.dialogues_per_step=320", "stage.0.max_loss=9.0"];
+    let one_step = one_step.map(str::to_owned);
     let from = |set: String| {
         let set: Vec<String> = one_step.iter().cloned().chain([set]).collect();
         Run::new("sft.toml", &set).figure("sft", "heldout_loss_before")
