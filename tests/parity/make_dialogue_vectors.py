@@ -33,7 +33,8 @@ LLAMA3_MARKED = (
     "{%- else %}{{- message['content'] | trim + '<|eot_id|>' }}{%- endif %}"
 )
 STORIES_TURN = "A: {{ m['content'] }}{{ eos_token }}"
-STORIES_MARKED = "A: {% generation %}{{ m['content'] }}{{ eos_token }}{% endgeneration %}"
+# The tokenizer takes blanks off the end of a prompt, so that the model writes this one itself.
+STORIES_MARKED = "A:{% generation %} {{ m['content'] }}{{ eos_token }}{% endgeneration %}"
 
 DIALOGUES = {
     "one": [("user", "What is 2 + 2?"), ("assistant", "4.")],
@@ -67,6 +68,14 @@ def case(tokenizer, plain, marked, turns):
             spans[-1][1] = at + 1
         elif learnt:
             spans.append([at, at + 1])
+    # What stands before an answer is what the model is given when it answers.
+    answers = [at for at, message in enumerate(messages) if message["role"] == "assistant"]
+    for at, (first, _) in zip(answers, spans, strict=True):
+        prompt = tokenizer.apply_chat_template(
+            messages[:at], chat_template=plain, tokenize=True, add_generation_prompt=True,
+            return_dict=True,
+        )
+        assert out["input_ids"][:first] == prompt["input_ids"], (messages, at)
     return {"messages": messages, "ids": out["input_ids"], "targets": spans}
 
 
