@@ -186,6 +186,37 @@ mod tests {
         );
     }
 
+    /// Ids and masks were written by transformers (`tests/parity/make_dialogue_vectors.py`).
+    #[test]
+    fn ids_and_targets_are_those_of_transformers() {
+        let text = include_str!("testdata/dialogue_vectors.json");
+        let vectors: serde_json::Value = serde_json::from_str(text).unwrap();
+        let mut compared = 0;
+        for template in vectors["templates"].as_array().unwrap() {
+            let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+            let folder = folder.join(template["folder"].as_str().unwrap());
+            let tokenizer = Tokenizer::from_folder(&folder).unwrap();
+            let source = template["template"].as_str().unwrap().to_owned();
+            let (bos, eos) = (tokenizer.bos_token(), tokenizer.eos_token());
+            let template_text = ChatTemplate::new(source).unwrap().with_tokens(bos, eos);
+            let dialogues = Dialogues { template: template_text, tokenizer };
+            for (name, case) in template["cases"].as_object().unwrap() {
+                let messages: Vec<ChatMessage> =
+                    serde_json::from_value(case["messages"].clone()).unwrap();
+                let expected: Vec<u32> = serde_json::from_value(case["ids"].clone()).unwrap();
+                let spans: Vec<(usize, usize)> =
+                    serde_json::from_value(case["targets"].clone()).unwrap();
+                let (ids, targets) = dialogues.encode(name, &messages).unwrap();
+                // What follows the last answer is not encoded: nothing in it is learnt.
+                assert_eq!(ids[..], expected[..ids.len()], "{} {name}", template["name"]);
+                let targets: Vec<_> = targets.into_iter().map(|t| (t.start, t.end)).collect();
+                assert_eq!(targets, spans, "{} {name}", template["name"]);
+                compared += 1;
+            }
+        }
+        assert_eq!(compared, 12);
+    }
+
     #[test]
     fn what_cannot_be_encoded_is_named() {
         let error = tiny().encode("d-7", &messages(&[("user", "Hi")])).unwrap_err().to_string();

@@ -241,10 +241,15 @@ impl ActorCalls {
             name => Some(name.parse::<KlKind>().map_err(|error| invalid("kl_kind", error))?),
         };
         let all = samples::fetch_samples(&self.context, &request.samples).await?;
-        let temperature = request.temperature;
+        let (temperature, without_adapters) = (request.temperature, request.without_adapters);
         let (all, rows) = self
             .on_model(move |model| {
-                let rows = plumb_engine::log_probs(model, &all, temperature)?;
+                let rows =
+                    |model: &mut ShardedModel| plumb_engine::log_probs(model, &all, temperature);
+                let rows = match without_adapters {
+                    true => model.without_adapters(rows)?,
+                    false => rows(model)?,
+                };
                 Ok((all, rows))
             })
             .await?;

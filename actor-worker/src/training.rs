@@ -3,9 +3,11 @@
 use std::path::PathBuf;
 
 use plumb_domain::ChatMessage;
-use plumb_engine::{AnswerLogProbs, AnswerPair, Metrics, PreferenceObjective, ScoreLoss};
-use plumb_engine::{PairScores, TargetText, TextPair};
-use plumb_loss::preference::{Cost, Pairwise};
+use plumb_engine::{
+    AnswerLogProbs, AnswerPair, Metrics, PairMargin, PairScores, PreferenceObjective, ScoreLoss,
+    TargetText, TextPair,
+};
+use plumb_loss::preference::{Cost, Pairwise, Pop, PopFixed};
 use plumb_proto::actor::{
     self, AnswerLogProbsRequest, AnswerLogProbsResponse, EncodeRequest, EncodeResponse,
     MeasurePreferencesRequest, MeasureTextsRequest, MetricsResponse, PairScore, PairValues,
@@ -158,16 +160,23 @@ fn target_texts(texts: Vec<actor::TargetText>) -> Vec<TargetText> {
 }
 
 fn answer_pairs(pairs: Vec<actor::AnswerPair>) -> Vec<AnswerPair> {
-    let convert = |pair: actor::AnswerPair| AnswerPair {
+    pairs.into_iter().map(answer_pair).collect()
+}
+
+fn answer_pair(pair: actor::AnswerPair) -> AnswerPair {
+    let reference = |logps: PairValues| AnswerLogProbs { better: logps.better, worse: logps.worse };
+    // One level deep: an unpreferred pair's own is not read.
+    let unpreferred =
+        pair.unpreferred.map(|other| actor::AnswerPair { unpreferred: None, ..*other });
+    AnswerPair {
         id: pair.id,
         prompt_ids: pair.prompt_ids,
         better_ids: pair.better_ids,
         worse_ids: pair.worse_ids,
-        reference: pair
-            .reference
-            .map(|logps| AnswerLogProbs { better: logps.better, worse: logps.worse }),
-    };
-    pairs.into_iter().map(convert).collect()
+        reference: pair.reference.map(reference),
+        margin: pair.margin,
+        unpreferred: unpreferred.map(answer_pair).map(Box::new),
+    }
 }
 
 fn text_pairs(pairs: Vec<actor::TextPair>) -> Vec<TextPair> {
@@ -183,22 +192,31 @@ fn text_pairs(pairs: Vec<actor::TextPair>) -> Vec<TextPair> {
 #[allow(clippy::result_large_err)]
 fn preference_objective(spec: Option<&PreferenceLossSpec>) -> Result<PreferenceObjective, Status> {
     let spec = spec.ok_or_else(|| invalid("loss", "is missing"))?;
-    let PreferenceLossSpec { beta, label_smoothing, margin, .. } = *spec;
+    let PreferenceLossSpec { beta, label_smoothing, lambda, margin_min, margin_max, .. } = *spec;
+    let margin = if spec.own_margins { PairMargin::Own } else { PairMargin::Same(spec.margin) };
     match spec.kind.as_str() {
         "dpo" => Ok(PreferenceObjective::Dpo { beta, label_smoothing, margin }),
         "ipo" => Ok(PreferenceObjective::Ipo { beta }),
         "simpo" => Ok(PreferenceObjective::SimPo { beta, margin }),
-        other => Err(invalid("loss.kind", format!("{other:?}; expected dpo, ipo or simpo"))),
+        "pop" => Ok(PreferenceObjective::Pop(Pop { beta, lambda })),
+        "pop_fixed" => Ok(PreferenceObjective::PopFixed(PopFixed { beta, margin_min, margin_max })),
+        other => {
+            let problem = format!("{other:?}; expected dpo, ipo, simpo, pop or pop_fixed");
+            Err(invalid("loss.kind", problem))
+        }
     }
 }
 
 #[allow(clippy::result_large_err)]
 fn score_loss(request: &TrainPairsRequest) -> Result<ScoreLoss, Status> {
-    let regularization = request.regularization;
-    match request.loss.as_str() {
-        "reward" => Ok(ScoreLoss::Reward(Pairwise { regularization })),
-        "cost" => Ok(ScoreLoss::Cost(Cost { regularization, sign_terms: request.sign_terms })),
-        other => Err(invalid("loss", format!("{other:?}; expected reward or cost"))),
+    let TrainPairsRequest { regularization, sign_terms, token_wise, .. } = *request;
+    let (reward, cost) = (Pairwise { regularization }, Cost { regularization, sign_terms });
+    match (request.loss.as_str(), token_wise) {
+        ("reward", false) => Ok(ScoreLoss::Reward(reward)),
+        ("reward", true) => Ok(ScoreLoss::RewardTokens(reward)),
+        ("cost", false) => Ok(ScoreLoss::Cost(cost)),
+        ("cost", true) => Ok(ScoreLoss::CostTokens(cost)),
+        (other, _) => Err(invalid("loss", format!("{other:?}; expected reward or cost"))),
     }
 }
 
@@ -213,26 +231,57 @@ mod tests {
             beta: 0.2,
             label_smoothing: 0.1,
             margin: 0.5,
+            own_margins: false,
+            margin_min: 0.0,
+            margin_max: 10.0,
+            lambda: 2.0,
         };
         let objective = |kind: &str| preference_objective(Some(&spec(kind)));
-        assert_eq!(
-            objective("dpo").unwrap(),
-            PreferenceObjective::Dpo { beta: 0.2, label_smoothing: 0.1, margin: 0.5 }
-        );
-        assert_eq!(objective("ipo").unwrap(), PreferenceObjective::Ipo { beta: 0.2 });
-        let simpo = PreferenceObjective::SimPo { beta: 0.2, margin: 0.5 };
-        assert_eq!(objective("simpo").unwrap(), simpo);
+        let margin = PairMargin::Same(0.5);
+        let (beta, label_smoothing) = (0.2, 0.1);
+        let dpo = PreferenceObjective::Dpo { beta, label_smoothing, margin };
+        assert_eq!(objective("dpo").unwrap(), dpo);
+        assert_eq!(objective("ipo").unwrap(), PreferenceObjective::Ipo { beta });
+        assert_eq!(objective("simpo").unwrap(), PreferenceObjective::SimPo { beta, margin });
+        let own = PreferenceLossSpec { own_margins: true, ..spec("simpo") };
+        let simpo = PreferenceObjective::SimPo { beta, margin: PairMargin::Own };
+        assert_eq!(preference_objective(Some(&own)).unwrap(), simpo);
+        let pop = PreferenceObjective::Pop(Pop { beta, lambda: 2.0 });
+        assert_eq!(objective("pop").unwrap(), pop);
+        let fixed = PopFixed { beta, margin_min: 0.0, margin_max: 10.0 };
+        assert_eq!(objective("pop_fixed").unwrap(), PreferenceObjective::PopFixed(fixed));
         assert!(objective("orpo").unwrap_err().message().contains("orpo"));
-        let request = |loss: &str| TrainPairsRequest {
+        let request = |loss: &str, token_wise| TrainPairsRequest {
             loss: loss.into(),
             regularization: 0.1,
             sign_terms: true,
+            token_wise,
             ..TrainPairsRequest::default()
         };
         let cost = Cost { regularization: 0.1, sign_terms: true };
-        assert_eq!(score_loss(&request("cost")).unwrap(), ScoreLoss::Cost(cost));
+        assert_eq!(score_loss(&request("cost", false)).unwrap(), ScoreLoss::Cost(cost));
+        assert_eq!(score_loss(&request("cost", true)).unwrap(), ScoreLoss::CostTokens(cost));
         let reward = Pairwise { regularization: 0.1 };
-        assert_eq!(score_loss(&request("reward")).unwrap(), ScoreLoss::Reward(reward));
-        assert!(score_loss(&request("")).unwrap_err().message().contains("reward or cost"));
+        assert_eq!(score_loss(&request("reward", false)).unwrap(), ScoreLoss::Reward(reward));
+        assert_eq!(score_loss(&request("reward", true)).unwrap(), ScoreLoss::RewardTokens(reward));
+        assert!(score_loss(&request("", false)).unwrap_err().message().contains("reward or cost"));
+    }
+
+    #[test]
+    fn a_pair_keeps_its_unpreferred_one_and_no_more() {
+        let plain = |id: &str| actor::AnswerPair {
+            id: id.into(),
+            prompt_ids: vec![1],
+            reference: Some(PairValues { better: -1.0, worse: -2.0 }),
+            margin: Some(0.5),
+            ..actor::AnswerPair::default()
+        };
+        let within = actor::AnswerPair { unpreferred: Some(Box::new(plain("c"))), ..plain("b") };
+        let whole = actor::AnswerPair { unpreferred: Some(Box::new(within)), ..plain("a") };
+        let pair = answer_pairs(vec![whole]).remove(0);
+        assert_eq!((pair.id.as_str(), pair.margin), ("a", Some(0.5)));
+        let other = pair.unpreferred.unwrap();
+        assert_eq!((other.id.as_str(), other.unpreferred), ("b", None));
+        assert_eq!(other.reference, Some(AnswerLogProbs { better: -1.0, worse: -2.0 }));
     }
 }

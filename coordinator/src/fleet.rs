@@ -5,6 +5,7 @@
 //! worker must load and hear is [`recovery`]'s.
 
 pub mod checkpoint;
+mod figures;
 mod group;
 mod optimizer;
 pub mod policy;

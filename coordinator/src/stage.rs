@@ -12,6 +12,7 @@ pub mod label;
 mod meter;
 mod model_source;
 pub mod prepare;
+mod rows;
 mod sample;
 mod sample_log;
 mod score_model;
@@ -23,7 +24,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use plumb_config::{Recipe, Stage};
+use plumb_config::{LoraConfig, Recipe, Stage};
 use plumb_domain::Prompt;
 
 use crate::fleet::Fleet;
@@ -93,21 +94,25 @@ impl Outputs {
     }
 }
 
-/// Writes a stage's model to `models/STAGE`; returns its `bytes`.
+/// Writes a stage's model to `models/STAGE`, and adapters to `adapters/STAGE`, too; returns the
+/// model's `bytes`.
 async fn export_model(
     context: &StageContext,
     trainer: &Trainer,
     stage: &str,
+    lora: Option<&LoraConfig>,
 ) -> Result<Figures, JobError> {
-    let folder = context.folder.model(stage);
-    if let Some(parent) = folder.parent() {
-        std::fs::create_dir_all(parent).map_err(|source| JobError::Io {
-            what: "made",
-            path: parent.to_owned(),
-            source,
-        })?;
+    let dtype = context.recipe.model.dtype.as_str();
+    let place = |folder: PathBuf| match folder.parent().map(std::fs::create_dir_all) {
+        Some(Err(source)) => Err(JobError::Io { what: "made", path: folder, source }),
+        _ => Ok(folder),
+    };
+    let folder = place(context.folder.model(stage))?;
+    let bytes = trainer.export(&folder, dtype).await?;
+    if lora.is_some() {
+        let folder = place(context.folder.path("adapters").join(stage))?;
+        trainer.export_adapter(&folder, dtype).await?;
     }
-    let bytes = trainer.export(&folder, context.recipe.model.dtype.as_str()).await?;
     Ok([("bytes".to_owned(), bytes as f64)].into())
 }
 

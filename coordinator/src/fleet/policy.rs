@@ -1,6 +1,5 @@
 //! The model under training: update, publication, commit.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -14,9 +13,10 @@ use plumb_proto::object::object_service_client::ObjectServiceClient;
 
 use super::RoleGroup;
 use super::checkpoint::{self, Committed};
+use super::figures::figures;
 use super::group::CallId;
 use super::optimizer::{adopt_average, optimizer_spec};
-use super::reference::{client, engine_spec, log_probs, lora_spec, shard_group};
+use super::reference::{LogProbsQuestion, client, engine_spec, log_probs, lora_spec, shard_group};
 use super::weights::Weights;
 use crate::algorithm::Algorithm;
 use crate::cluster::Worker;
@@ -182,7 +182,9 @@ impl PolicyFleet {
         let samples = generation.objects();
         let temperature = self.recipe.sampling.temperature;
         let old_logps = if a.old_logps == OldLogps::Recompute {
-            let answers = log_probs(&self.group, key, "old_logps", &samples, temperature).await?;
+            let question =
+                LogProbsQuestion { phase: "old_logps", temperature, without_adapters: false };
+            let answers = log_probs(&self.group, key, &samples, question).await?;
             answers.into_iter().filter_map(|answer| answer.logps).collect()
         } else {
             Vec::new()
@@ -221,14 +223,8 @@ impl PolicyFleet {
                 async move { Ok(client(&worker).update(request).await?.into_inner()) }
             })
             .await?;
-        let metrics: BTreeMap<String, f64> =
-            answers.into_iter().next().map(|a| a.metrics.into_iter().collect()).unwrap_or_default();
-        if let Some((name, value)) = metrics.iter().find(|(_, v)| !v.is_finite()) {
-            return Err(PhaseError::Failed(format!(
-                "the update of step {} gave {name} = {value}",
-                key.step
-            )));
-        }
+        let metrics = answers.into_iter().map(|answer| answer.metrics).collect();
+        let metrics = figures(&format!("the update of step {}", key.step), metrics)?;
         self.state().version = version;
         Ok(UpdateReport { metrics, policy_version: version })
     }

@@ -17,12 +17,19 @@ use crate::ports::{Answer, Generation, PhaseError, PhaseKey, Reference, Referenc
 /// KL to the reference is always measured with this estimator: unbiased and never negative.
 const MEASURED_KL: &str = "k3";
 
-/// The reference group with the untrained model loaded.
+/// The group that answers for the reference.
 pub struct ReferenceFleet {
     group: Arc<RoleGroup>,
     recipe: Arc<Recipe>,
-    model: PathBuf,
-    loaded: Mutex<Vec<Worker>>,
+    model: ReferenceModel,
+}
+
+/// What the reference is.
+enum ReferenceModel {
+    /// The untrained model, loaded into a group of its own.
+    Own { folder: PathBuf, loaded: Mutex<Vec<Worker>> },
+    /// The policy with its adapters switched off.
+    PolicyWithoutAdapters,
 }
 
 impl ReferenceFleet {
@@ -35,9 +42,17 @@ impl ReferenceFleet {
         recipe: Arc<Recipe>,
         model: PathBuf,
     ) -> Result<Self, PhaseError> {
-        let fleet = Self { group, recipe, model, loaded: Mutex::default() };
+        let model = ReferenceModel::Own { folder: model, loaded: Mutex::default() };
+        let fleet = Self { group, recipe, model };
         fleet.load_missing().await?;
         Ok(fleet)
+    }
+
+    /// The reference of a policy that trains adapters: the policy's own group, which answers with
+    /// them switched off. No second model is held.
+    #[must_use]
+    pub fn of_policy(policy: Arc<RoleGroup>, recipe: Arc<Recipe>) -> Self {
+        Self { group: policy, recipe, model: ReferenceModel::PolicyWithoutAdapters }
     }
 
     /// The workers.
@@ -46,12 +61,13 @@ impl ReferenceFleet {
         &self.group
     }
 
-    /// Loads the whole group again if its epoch has changed.
+    /// Loads the whole group again if its epoch has changed; a policy loads itself.
     ///
     /// # Errors
     /// As [`ReferenceFleet::load`].
     pub async fn load_missing(&self) -> Result<(), PhaseError> {
-        let mut loaded = self.loaded.lock().await;
+        let ReferenceModel::Own { folder, loaded } = &self.model else { return Ok(()) };
+        let mut loaded = loaded.lock().await;
         let workers = self.group.workers();
         let same = |a: &Worker, b: &Worker| a.id() == b.id() && a.epoch() == b.epoch();
         let all_same =
@@ -66,7 +82,7 @@ impl ReferenceFleet {
                 let id = CallId { step: 0, phase: "load", shard, attempt };
                 let request = LoadRequest {
                     context: Some(self.group.context(&worker, &id)),
-                    model_path: self.model.display().to_string(),
+                    model_path: folder.display().to_string(),
                     engine: Some(engine_spec(&self.recipe, 0)),
                     optimizer: None,
                     score_head: None,
@@ -86,10 +102,12 @@ impl ReferenceFleet {
         key: PhaseKey,
         generation: &Generation,
     ) -> Result<ReferenceLogps, PhaseError> {
-        let temperature = self.recipe.sampling.temperature;
-        let answers =
-            log_probs(&self.group, key, key.phase.as_str(), &generation.objects(), temperature)
-                .await?;
+        let question = LogProbsQuestion {
+            phase: key.phase.as_str(),
+            temperature: self.recipe.sampling.temperature,
+            without_adapters: matches!(self.model, ReferenceModel::PolicyWithoutAdapters),
+        };
+        let answers = log_probs(&self.group, key, &generation.objects(), question).await?;
         let mut all = ReferenceLogps::default();
         for answer in answers {
             all.objects.extend(answer.logps);
@@ -117,15 +135,26 @@ impl Reference for ReferenceFleet {
     }
 }
 
+/// What is asked of samples.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct LogProbsQuestion<'a> {
+    /// Name of the call, unique within its step.
+    pub(super) phase: &'a str,
+    /// Softmax temperature.
+    pub(super) temperature: f64,
+    /// Whether adapters are switched off.
+    pub(super) without_adapters: bool,
+}
+
 /// Asks every rank of an actor group for its share of the samples' log-probs.
 pub(super) async fn log_probs(
     group: &RoleGroup,
     key: PhaseKey,
-    phase: &str,
     samples: &[ObjectRef],
-    temperature: f64,
+    question: LogProbsQuestion<'_>,
 ) -> Result<Vec<LogProbsResponse>, PhaseError> {
     let workers = group.workers();
+    let LogProbsQuestion { phase, temperature, without_adapters } = question;
     group
         .call_all(&workers, phase, |worker, shard| {
             let id = CallId { step: key.step.0, phase, shard, attempt: key.attempt };
@@ -134,6 +163,7 @@ pub(super) async fn log_probs(
                 samples: samples.to_vec(),
                 kl_kind: MEASURED_KL.to_owned(),
                 temperature,
+                without_adapters,
             };
             async move { client(&worker).log_probs(request).await.map(tonic::Response::into_inner) }
         })

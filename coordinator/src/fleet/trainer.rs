@@ -1,6 +1,5 @@
 //! A worker group that trains on a data set: supervised, on scores, or on preferences.
 
-use std::collections::BTreeMap;
 use std::future::Future;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -16,6 +15,7 @@ use plumb_proto::worker::CallContext;
 use tonic::Status;
 
 use super::RoleGroup;
+use super::figures::{Figures, figures};
 use super::group::CallId;
 use super::optimizer::{adopt_average, optimizer_spec};
 use super::policy::export;
@@ -25,9 +25,6 @@ use crate::ports::PhaseError;
 
 /// Dialogues encoded in one call.
 const DIALOGUES_PER_CALL: usize = 256;
-
-/// Figures by name.
-type Figures = BTreeMap<String, f64>;
 
 /// What a trainer starts from and how it steps.
 pub struct TrainerSettings<'a> {
@@ -50,6 +47,8 @@ pub struct ScoreLoss {
     pub cost: bool,
     /// Of a cost: whether safe texts score below 0 and unsafe ones above.
     pub sign_terms: bool,
+    /// Whether the scores of all tokens in which the texts differ count.
+    pub token_wise: bool,
     /// Coefficient of the squared scores.
     pub regularization: f64,
 }
@@ -141,7 +140,7 @@ impl Trainer {
                 TrainTextsRequest { context: Some(context), texts: texts.to_vec(), learning_rate };
             async move { Ok(client(&worker).train_texts(request).await?.into_inner().metrics) }
         };
-        figures(step, self.all_ranks(step, "train_texts", 0, train).await?)
+        figures(&training_step(step), self.all_ranks(step, "train_texts", 0, train).await?)
     }
 
     /// The loss of texts.
@@ -157,7 +156,7 @@ impl Trainer {
             let request = MeasureTextsRequest { context: Some(context), texts: texts.to_vec() };
             async move { Ok(client(&worker).measure_texts(request).await?.into_inner().metrics) }
         };
-        figures(step, self.all_ranks(step, "measure_texts", 0, measure).await?)
+        figures(&training_step(step), self.all_ranks(step, "measure_texts", 0, measure).await?)
     }
 
     /// Log-probs of answers under the model as it is.
@@ -201,7 +200,7 @@ impl Trainer {
             };
             async move { Ok(client(&worker).train_preferences(request).await?.into_inner().metrics) }
         };
-        figures(step, self.all_ranks(step, "train_preferences", 0, train).await?)
+        figures(&training_step(step), self.all_ranks(step, "train_preferences", 0, train).await?)
     }
 
     /// The loss of pairs of answers.
@@ -222,7 +221,10 @@ impl Trainer {
             };
             async move { Ok(client(&worker).measure_preferences(request).await?.into_inner().metrics) }
         };
-        figures(step, self.all_ranks(step, "measure_preferences", 0, measure).await?)
+        figures(
+            &training_step(step),
+            self.all_ranks(step, "measure_preferences", 0, measure).await?,
+        )
     }
 
     /// One optimiser step of a score head on pairs of texts.
@@ -244,10 +246,11 @@ impl Trainer {
                 regularization: loss.regularization,
                 loss: if loss.cost { "cost" } else { "reward" }.to_owned(),
                 sign_terms: loss.sign_terms,
+                token_wise: loss.token_wise,
             };
             async move { Ok(client(&worker).train_pairs(request).await?.into_inner().metrics) }
         };
-        figures(step, self.all_ranks(step, "train_pairs", 0, train).await?)
+        figures(&training_step(step), self.all_ranks(step, "train_pairs", 0, train).await?)
     }
 
     /// End scores of pairs, without gradients.
@@ -291,6 +294,14 @@ impl Trainer {
         export(&self.group, folder, dtype, false).await
     }
 
+    /// Writes the adapters alone as a PEFT folder.
+    ///
+    /// # Errors
+    /// As [`Trainer::export`]; a model without adapters.
+    pub async fn export_adapter(&self, folder: &Path, dtype: &str) -> Result<u64, PhaseError> {
+        export(&self.group, folder, dtype, true).await
+    }
+
     /// The same call to every rank, each with its own context.
     async fn all_ranks<T, F>(
         &self,
@@ -312,20 +323,10 @@ impl Trainer {
     }
 }
 
-fn incomplete(what: &str, got: usize, wanted: usize) -> PhaseError {
-    PhaseError::Failed(format!("{got} of {wanted} {what}"))
+fn training_step(step: u64) -> String {
+    format!("training step {step}")
 }
 
-/// The figures, which all ranks agree on.
-fn figures<M: IntoIterator<Item = (String, f64)>>(
-    step: u64,
-    answers: Vec<M>,
-) -> Result<Figures, PhaseError> {
-    let figures: Figures = answers.into_iter().next().into_iter().flatten().collect();
-    match figures.iter().find(|(_, value)| !value.is_finite()) {
-        Some((name, value)) => {
-            Err(PhaseError::Failed(format!("training step {step} gave {name} = {value}")))
-        }
-        None => Ok(figures),
-    }
+fn incomplete(what: &str, got: usize, wanted: usize) -> PhaseError {
+    PhaseError::Failed(format!("{got} of {wanted} {what}"))
 }

@@ -6,10 +6,8 @@ use std::future::Future;
 use std::time::Instant;
 
 use plumb_config::OptimizerConfig;
+use plumb_data::{Order, Position};
 use plumb_domain::Role;
-use rand::SeedableRng as _;
-use rand::seq::SliceRandom as _;
-use rand_chacha::ChaCha8Rng;
 
 use super::skipped::warn_of_skipped;
 use super::{Figures, StageContext};
@@ -38,6 +36,13 @@ pub(super) struct Course<'a> {
     pub(super) optimizer: &'a OptimizerConfig,
 }
 
+impl Course<'_> {
+    /// Optimiser steps of all epochs; the last one of an epoch may have fewer rows.
+    fn steps(&self) -> u64 {
+        u64::from(self.epochs) * self.rows.div_ceil(self.rows_per_step) as u64
+    }
+}
+
 /// What is trained.
 pub(super) trait Learner: Sync {
     /// One optimiser step on rows, given by position. `step` counts from 0.
@@ -58,15 +63,20 @@ pub(super) async fn run(
     learner: &impl Learner,
     context: &StageContext,
 ) -> Result<Figures, JobError> {
-    let batches = batches(course, context.recipe.seed);
-    let steps = batches.len() as u64;
+    let steps = course.steps();
     let rates = learning_rate(course.optimizer, steps)
         .map_err(|error| PhaseError::Failed(error.to_string()))?;
+    let order = Order::new(course.rows, context.recipe.seed);
+    let mut batches = order.starting_at(Position::default()).map_err(|error| JobError::Stage {
+        stage: course.stage.to_owned(),
+        problem: error.to_string(),
+    })?;
     let before = learner.measure(0).await?;
     let mut after = Figures::new();
-    for (step, rows) in (0..).zip(&batches) {
+    for step in 0..steps {
         let start = Instant::now();
-        let mut figures = learner.train(step, rows, rates.rate(step)).await?;
+        let rows = batches.next_batch(course.rows_per_step);
+        let mut figures = learner.train(step, &rows, rates.rate(step)).await?;
         warn_of_skipped(&context.events, course.stage, step + 1, &figures);
         let done = step + 1;
         if done == steps {
@@ -97,20 +107,6 @@ fn heldout<'a>(
 
 fn is_count(name: &str) -> bool {
     ["pairs", "tokens", "texts"].iter().any(|count| name == format!("heldout_{count}_before"))
-}
-
-/// Positions of the rows of every step: each epoch's rows shuffled by seed, cut into steps; a
-/// last short step of an epoch stays.
-fn batches(course: &Course<'_>, seed: u64) -> Vec<Vec<usize>> {
-    let mut batches = Vec::new();
-    for epoch in 0..course.epochs {
-        let mut order: Vec<usize> = (0..course.rows).collect();
-        let mut random = ChaCha8Rng::seed_from_u64(seed);
-        random.set_stream(u64::from(epoch));
-        order.shuffle(&mut random);
-        batches.extend(order.chunks(course.rows_per_step).map(<[usize]>::to_vec));
-    }
-    batches
 }
 
 /// Runs `attempt` until no rank is lost on the way, a few times, and then releases the group.
@@ -165,7 +161,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_epoch_has_every_row_once_in_another_order() {
+    fn the_steps_are_the_batches_of_all_epochs() {
         let optimizer: OptimizerConfig = toml::from_str("learning_rate = 1e-5").unwrap();
         let course = Course {
             stage: "sft",
@@ -176,13 +172,10 @@ mod tests {
             eval_every_steps: 0,
             optimizer: &optimizer,
         };
-        let batches = batches(&course, 1);
-        assert_eq!(batches.iter().map(Vec::len).collect::<Vec<_>>(), [3, 3, 1, 3, 3, 1]);
-        let epoch = |e: usize| batches[e * 3..e * 3 + 3].concat();
-        let mut sorted = epoch(0);
-        sorted.sort_unstable();
-        assert_eq!(sorted, (0..7).collect::<Vec<_>>());
-        assert_ne!(epoch(0), epoch(1));
+        let mut batches = Order::new(7, 1).starting_at(Position::default()).unwrap();
+        let sizes = (0..course.steps()).map(|_| batches.next_batch(3).len()).collect::<Vec<_>>();
+        assert_eq!(sizes, [3, 3, 1, 3, 3, 1]);
+        assert_eq!(batches.position(), Position { epoch: 1, index: 7 });
     }
 
     #[test]

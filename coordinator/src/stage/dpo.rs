@@ -8,6 +8,7 @@ use plumb_domain::Role;
 use plumb_proto::actor::{AnswerPair, PreferenceLossSpec};
 
 use super::course::{Course, Learner, require_accuracy, run as run_course, with_repeats};
+use super::rows::dpo_needs;
 use super::training_data::{EncodedPair, PairSource, Split, encoded_pairs};
 use super::{Figures, Outputs, StageContext, export_model};
 use crate::fleet::trainer::{Trainer, TrainerSettings};
@@ -46,10 +47,11 @@ async fn train(
     let source = PairSource {
         stage: &stage.name,
         pairs: stage.pairs.as_deref(),
-        train: stage.train.as_deref(),
-        heldout: stage.heldout.as_deref(),
+        train: &stage.train,
+        heldout: &stage.heldout,
         max_tokens: stage.max_tokens,
-        needs_safety: false,
+        needs: dpo_needs(stage),
+        pops: stage.loss.compares_pairs(),
     };
     let data = encoded_pairs(context, &trainer, &source, outputs).await?;
     let answers = |pairs: Vec<EncodedPair>| pairs.into_iter().map(|pair| pair.answers).collect();
@@ -75,16 +77,36 @@ async fn train(
         beta: stage.beta,
         label_smoothing: stage.label_smoothing,
         margin: stage.margin,
+        own_margins: stage.own_margins,
+        margin_min: stage.margin_min.unwrap_or(0.0),
+        margin_max: stage.margin_max.unwrap_or(10.0),
+        lambda: stage.pop_lambda.unwrap_or(1.0),
     };
     let learner = Preferences { trainer: &trainer, pairs: &pairs, loss };
     let mut figures = run_course(&course, &learner, context).await?;
-    figures.extend(export_model(context, &trainer, &stage.name).await?);
+    figures.extend(export_model(context, &trainer, &stage.name, stage.lora.as_ref()).await?);
     figures.extend(pairs.figures);
     Ok(figures)
 }
 
-/// Gives every pair the log-probs of its answers under the model as it is.
+/// Gives every pair, and its unpreferred one, the log-probs of its answers under the model as it
+/// is.
 async fn add_reference(trainer: &Trainer, pairs: &mut [AnswerPair]) -> Result<(), PhaseError> {
+    let others = |pair: &mut AnswerPair| pair.unpreferred.take().map(|other| *other);
+    let mut unpreferred: Vec<_> = pairs.iter_mut().filter_map(others).collect();
+    add_reference_to_single(trainer, pairs).await?;
+    add_reference_to_single(trainer, &mut unpreferred).await?;
+    // Every pair has one or none has.
+    for (pair, other) in pairs.iter_mut().zip(unpreferred) {
+        pair.unpreferred = Some(Box::new(other));
+    }
+    Ok(())
+}
+
+async fn add_reference_to_single(
+    trainer: &Trainer,
+    pairs: &mut [AnswerPair],
+) -> Result<(), PhaseError> {
     for part in pairs.chunks_mut(PAIRS_PER_CALL) {
         let rows = trainer.answer_log_probs(part).await?;
         let rows: BTreeMap<_, _> = rows.into_iter().map(|row| (row.id, row.logps)).collect();

@@ -111,9 +111,16 @@ impl Ports {
 /// Places all roles and loads their models, all at once.
 async fn place(context: &StageContext, outputs: &Outputs) -> Result<Roles, JobError> {
     let (recipe, fleet) = (&context.recipe, &context.fleet);
+    // A policy with adapters is its own reference, without them.
+    let reference = async {
+        match &recipe.algorithm.lora {
+            Some(_) => Ok(None),
+            None => fleet.group(Role::Reference).await.map(Some),
+        }
+    };
     let (policy, reference, rollout, reward) = futures::try_join!(
         fleet.group(Role::Policy),
-        fleet.group(Role::Reference),
+        reference,
         fleet.group(Role::Rollout),
         fleet.group(Role::Reward),
     )?;
@@ -125,10 +132,16 @@ async fn place(context: &StageContext, outputs: &Outputs) -> Result<Roles, JobEr
     };
     let model = &outputs.model;
     let component = |name: &str| component_path(context, name);
+    let reference = async {
+        match reference {
+            Some(group) => ReferenceFleet::load(group, recipe.clone(), model.clone()).await,
+            None => Ok(ReferenceFleet::of_policy(policy.clone(), recipe.clone())),
+        }
+    };
     let (rollout, rewards, reference) = futures::try_join!(
         RolloutFleet::load(rollout, recipe.clone(), model.clone(), settings),
         RewardFleet::load(reward, recipe, component),
-        ReferenceFleet::load(reference, recipe.clone(), model.clone()),
+        reference,
     )?;
     let (rollout, rewards, reference) = (Arc::new(rollout), Arc::new(rewards), Arc::new(reference));
     let algorithm = Arc::new(Grpo::new(recipe));

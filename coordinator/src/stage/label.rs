@@ -95,7 +95,7 @@ pub(super) fn run(
                 prompt_ids: better.sample.prompt_ids.clone(),
                 better_ids: better.sample.response_ids.clone(),
                 worse_ids: worse.sample.response_ids.clone(),
-                reference: None,
+                ..AnswerPair::default()
             };
             let pair = EncodedPair { answers, safe: None };
             if held { pairs.heldout.push(pair) } else { pairs.train.push(pair) }

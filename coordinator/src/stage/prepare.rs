@@ -2,12 +2,12 @@
 
 use std::collections::BTreeSet;
 
-use plumb_config::{DataSources, PrepareStage, Recipe, Stage};
-use plumb_data::{DataError, MixSettings, Mixed, PartRead};
+use plumb_config::{PrepareStage, Recipe, Stage};
 use plumb_domain::Prompt;
 
 use super::label::parse_rule;
 use super::model_source::check;
+use super::rows::{check_training_stages, prompts, reported};
 use super::{Figures, Outputs, StageContext};
 use crate::job::error::JobError;
 
@@ -48,11 +48,11 @@ pub async fn inputs(context: &StageContext) -> Result<Outputs, JobError> {
             ("data.heldout", &recipe.data.heldout, &mut heldout),
         ] {
             let read = prompts(context, key, sources)?;
-            skipped_rows += report_skipped(context, key, &read.parts);
+            skipped_rows += reported(context, key, &read);
             *rows = read.rows;
         }
     }
-    super::training_data::check(context)?;
+    skipped_rows += check_training_stages(context)?;
     check_rules(recipe)?;
     check_labels(recipe, &train, &heldout)?;
     let model = check(context, "model.path", &recipe.model.path).await?;
@@ -62,47 +62,6 @@ pub async fn inputs(context: &StageContext) -> Result<Outputs, JobError> {
         }
     }
     Ok(Outputs { model, train, heldout, skipped_rows, ..Outputs::default() })
-}
-
-fn prompts(
-    context: &StageContext,
-    key: &str,
-    sources: &DataSources,
-) -> Result<Mixed<Prompt>, JobError> {
-    let recipe = &context.recipe;
-    let home = std::env::home_dir();
-    let settings = MixSettings {
-        base_dir: &context.base_dir,
-        home: home.as_deref(),
-        seed: recipe.seed,
-        on_bad_row: recipe.data.on_bad_row,
-        labels: &recipe.data.dataset_labels,
-    };
-    plumb_data::read_prompts(&sources.0, settings).map_err(|error| JobError::Input {
-        what: format!("{key} = {sources}"),
-        problem: crate::job::error::chain(&error),
-        fix: match error {
-            DataError::Row { .. } => {
-                "correct the row, or leave bad rows out with data.on_bad_row = \"skip\"".to_owned()
-            }
-            _ => "docs/data.md says what may stand here".to_owned(),
-        },
-    })
-}
-
-/// Tells of rows that were left out, one notice a source; returns their number.
-fn report_skipped(context: &StageContext, key: &str, parts: &[PartRead]) -> u64 {
-    for part in parts.iter().filter(|part| part.skipped.total() > 0) {
-        let (rows, skipped) = (part.rows as u64, part.skipped.total());
-        let text = format!(
-            "{key}, {:?}: {skipped} of {} rows left out: {}",
-            part.source,
-            rows + skipped,
-            part.skipped
-        );
-        context.events.notice("warn", text);
-    }
-    parts.iter().map(|part| part.skipped.total()).sum()
 }
 
 /// Every rule of the recipe parses.

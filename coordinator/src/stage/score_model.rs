@@ -7,6 +7,7 @@ use plumb_domain::Role;
 use plumb_proto::actor::PairScore;
 
 use super::course::{Course, Learner, require_accuracy, run as run_course, with_repeats};
+use super::rows::{cost_needs, reward_needs};
 use super::training_data::{EncodedPair, PairSource, Split, encoded_pairs};
 use super::{Figures, Outputs, StageContext, export_model};
 use crate::fleet::trainer::{ScoreLoss, Trainer, TrainerSettings};
@@ -37,14 +38,20 @@ pub(super) async fn run_reward(
         source: PairSource {
             stage: &stage.name,
             pairs: stage.pairs.as_deref(),
-            train: stage.train.as_deref(),
-            heldout: stage.heldout.as_deref(),
+            train: &stage.train,
+            heldout: &stage.heldout,
             max_tokens: stage.max_tokens,
-            needs_safety: false,
+            needs: reward_needs(stage.preferred_by),
+            pops: false,
         },
         kind: "reward_model",
         head: &stage.head,
-        loss: ScoreLoss { cost: false, sign_terms: false, regularization: stage.regularization },
+        loss: ScoreLoss {
+            cost: false,
+            sign_terms: false,
+            token_wise: stage.token_wise,
+            regularization: stage.regularization,
+        },
         epochs: stage.epochs,
         pairs_per_step: stage.pairs_per_step,
         eval_every_steps: stage.eval_every_steps,
@@ -65,16 +72,18 @@ pub(super) async fn run_cost(
         source: PairSource {
             stage: &stage.name,
             pairs: stage.pairs.as_deref(),
-            train: stage.train.as_deref(),
-            heldout: stage.heldout.as_deref(),
+            train: &stage.train,
+            heldout: &stage.heldout,
             max_tokens: stage.max_tokens,
-            needs_safety: stage.sign_terms,
+            needs: cost_needs(stage.sign_terms),
+            pops: false,
         },
         kind: "cost_model",
         head: &stage.head,
         loss: ScoreLoss {
             cost: true,
             sign_terms: stage.sign_terms,
+            token_wise: stage.token_wise,
             regularization: stage.regularization,
         },
         epochs: stage.epochs,
@@ -127,7 +136,7 @@ async fn train(
     };
     let learner = Scores { trainer: &trainer, data: &data, loss: model.loss };
     let mut figures = run_course(&course, &learner, context).await?;
-    figures.extend(export_model(context, &trainer, model.source.stage).await?);
+    figures.extend(export_model(context, &trainer, model.source.stage, model.lora).await?);
     figures.extend(data.figures);
     Ok(figures)
 }
@@ -202,7 +211,8 @@ mod tests {
         PairScore { id: id.to_owned(), better, worse }
     }
 
-    const REWARD: ScoreLoss = ScoreLoss { cost: false, sign_terms: false, regularization: 0.0 };
+    const REWARD: ScoreLoss =
+        ScoreLoss { cost: false, sign_terms: false, token_wise: false, regularization: 0.0 };
 
     #[test]
     fn accuracy_counts_strictly_higher_scores() {
@@ -222,7 +232,7 @@ mod tests {
         let pairs = [pair("a", [true, false]), pair("b", [false, false])];
         // Of four answers three have the right sign; both pairs are ranked right.
         let scores = [score("b", -0.5, 0.5), score("a", -1.0, 1.0)];
-        let loss = ScoreLoss { cost: true, sign_terms: true, regularization: 0.0 };
+        let loss = ScoreLoss { cost: true, sign_terms: true, ..REWARD };
         let figures = measured(&scores, &pairs, loss);
         assert_eq!((figures["accuracy"], figures["margin"]), (1.0, 1.5));
         assert_eq!(figures["sign_accuracy"], 0.75);

@@ -57,7 +57,7 @@ async fn train(
     };
     let learner = Dialogues { trainer: &trainer, data: &data };
     let mut figures = run_course(&course, &learner, context).await?;
-    figures.extend(export_model(context, &trainer, &stage.name).await?);
+    figures.extend(export_model(context, &trainer, &stage.name, stage.lora.as_ref()).await?);
     figures.extend(data.figures);
     Ok(figures)
 }

@@ -1,17 +1,15 @@
-//! The rows of stages that train on a data set: read from files or taken from a `label` stage,
-//! encoded by the trainer, and cut to what fits.
-//!
-//! Everything that knows where rows come from stands here.
+//! The rows of stages that train on a data set: read from data sets or taken from a `label`
+//! stage, encoded by the trainer, and cut to what fits.
 
-use plumb_config::{Recipe, Stage};
-use plumb_data::{DataError, PreferencePair};
+use plumb_config::{DataSources, Recipe};
+use plumb_data::{Mixed, NamedRow, PairNeeds, PreferenceRow, SupervisedRow};
 use plumb_domain::ChatMessage;
 use plumb_proto::actor::{AnswerPair, Dialogue, Message, PairSafety, TargetText, TextPair};
 
 use super::label::Pairs;
-use super::{Figures, Outputs, StageContext};
+use super::{Figures, Outputs, StageContext, rows};
 use crate::fleet::trainer::Trainer;
-use crate::job::error::{JobError, chain};
+use crate::job::error::JobError;
 
 /// A pair with token ids, and what is known of its answers' safety.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -36,14 +34,22 @@ impl EncodedPair {
         }
     }
 
+    /// Tokens of the longest prompt with its answer.
     fn longest(&self) -> usize {
-        let a = &self.answers;
-        a.prompt_ids.len() + a.better_ids.len().max(a.worse_ids.len())
+        let longest =
+            |a: &AnswerPair| a.prompt_ids.len() + a.better_ids.len().max(a.worse_ids.len());
+        self.single_pairs().map(longest).max().unwrap_or(0)
     }
 
+    /// Tokens that a micro-batch must hold.
     fn tokens(&self) -> usize {
-        let a = &self.answers;
-        a.prompt_ids.len() + a.better_ids.len() + a.worse_ids.len()
+        let tokens = |a: &AnswerPair| a.prompt_ids.len() + a.better_ids.len() + a.worse_ids.len();
+        self.single_pairs().map(tokens).sum()
+    }
+
+    /// The pair, and its unpreferred one.
+    fn single_pairs(&self) -> impl Iterator<Item = &AnswerPair> {
+        std::iter::once(&self.answers).chain(self.answers.unpreferred.as_deref())
     }
 }
 
@@ -54,7 +60,7 @@ pub(super) struct Split<Row> {
     pub(super) train: Vec<Row>,
     /// Held out.
     pub(super) heldout: Vec<Row>,
-    /// What became of rows that are too long.
+    /// How many there are, and what became of others.
     pub(super) figures: Figures,
 }
 
@@ -64,40 +70,16 @@ pub(super) struct PairSource<'a> {
     pub(super) stage: &'a str,
     /// A `label` stage.
     pub(super) pairs: Option<&'a str>,
-    /// A file to train on.
-    pub(super) train: Option<&'a str>,
-    /// A file that only measures.
-    pub(super) heldout: Option<&'a str>,
+    /// Sources to train on.
+    pub(super) train: &'a DataSources,
+    /// Sources that only measure.
+    pub(super) heldout: &'a DataSources,
     /// Longest prompt with its answer.
     pub(super) max_tokens: Option<u32>,
-    /// Whether every pair must say which of its answers are safe.
-    pub(super) needs_safety: bool,
-}
-
-/// Reads every file of rows that a recipe names, so that a bad row is told before anything costs
-/// time.
-///
-/// # Errors
-/// The recipe key, the file, the line, and what is wrong with it.
-pub(super) fn check(context: &StageContext) -> Result<(), JobError> {
-    for (index, stage) in context.recipe.stage.iter().enumerate() {
-        let key = |name: &str| format!("stage[{index}].{name}");
-        let (train, heldout) = match stage {
-            Stage::Sft(s) => {
-                dialogues(context, &key("train"), Some(&s.train))?;
-                dialogues(context, &key("heldout"), s.heldout.as_deref())?;
-                continue;
-            }
-            Stage::RewardModel(s) => (s.train.as_deref(), s.heldout.as_deref()),
-            Stage::CostModel(s) => (s.train.as_deref(), s.heldout.as_deref()),
-            Stage::Dpo(s) => (s.train.as_deref(), s.heldout.as_deref()),
-            _ => continue,
-        };
-        let needs_safety = matches!(stage, Stage::CostModel(s) if s.sign_terms);
-        pairs(context, &key("train"), train, needs_safety)?;
-        pairs(context, &key("heldout"), heldout, needs_safety)?;
-    }
-    Ok(())
+    /// What every pair must say beside its answers.
+    pub(super) needs: PairNeeds,
+    /// Whether a row is two pairs, of which one is preferred.
+    pub(super) pops: bool,
 }
 
 /// A stage's dialogues, encoded and cut to `max_tokens`.
@@ -107,12 +89,13 @@ pub(super) async fn encoded_dialogues(
     stage: &plumb_config::SftStage,
 ) -> Result<Split<TargetText>, JobError> {
     let most = stage.max_tokens.unwrap_or(context.recipe.engine.micro_batch_tokens) as usize;
-    let train = dialogues(context, "train", Some(&stage.train))?;
-    let heldout = dialogues(context, "heldout", stage.heldout.as_deref())?;
+    let train = rows::dialogues(context, &format!("{}: train", stage.name), &stage.train)?;
+    let heldout = rows::dialogues(context, &format!("{}: heldout", stage.name), &stage.heldout)?;
+    let skipped = train.skipped_rows() + heldout.skipped_rows();
     let mut split = Split::default();
     let (mut cut, mut dropped) = (0usize, 0usize);
-    for (rows, kept) in [(train, &mut split.train), (heldout, &mut split.heldout)] {
-        for text in trainer.encode(&rows).await? {
+    for (mixed, kept) in [(train, &mut split.train), (heldout, &mut split.heldout)] {
+        for text in trainer.encode(&wired(&context.recipe, &mixed)).await? {
             let long = text.ids.len() > most;
             match cut_to(text, most) {
                 Some(text) => kept.push(text),
@@ -126,6 +109,7 @@ pub(super) async fn encoded_dialogues(
         ("dialogues".to_owned(), split.train.len() as f64),
         ("cut_dialogues".to_owned(), (cut - dropped) as f64),
         ("dropped_dialogues".to_owned(), dropped as f64),
+        ("skipped_rows".to_owned(), skipped as f64),
     ]
     .into();
     not_empty(&stage.name, split.train.is_empty(), dropped, most)?;
@@ -139,30 +123,34 @@ pub(super) async fn encoded_pairs(
     source: &PairSource<'_>,
     outputs: &Outputs,
 ) -> Result<Split<EncodedPair>, JobError> {
+    let mut skipped = 0;
     let all = match source.pairs {
         Some(name) => outputs.pairs.get(name).cloned().ok_or_else(|| JobError::Stage {
             stage: source.stage.to_owned(),
             problem: format!("stage {name} left no pairs"),
         })?,
         None => {
-            let train = pairs(context, "train", source.train, source.needs_safety)?;
-            let heldout = pairs(context, "heldout", source.heldout, source.needs_safety)?;
-            Pairs {
-                train: encode_pairs(context, trainer, &train).await?,
-                heldout: encode_pairs(context, trainer, &heldout).await?,
-            }
+            let (train, train_skipped) =
+                read_and_encode(context, trainer, source, "train", source.train).await?;
+            let (heldout, heldout_skipped) =
+                read_and_encode(context, trainer, source, "heldout", source.heldout).await?;
+            skipped = train_skipped + heldout_skipped;
+            Pairs { train, heldout }
         }
     };
     let budget = context.recipe.engine.micro_batch_tokens as usize;
     let most = source.max_tokens.map_or(budget, |most| most as usize);
     let fits = |pair: &EncodedPair| pair.longest() <= most && pair.tokens() <= budget;
-    let rows = all.train.len() + all.heldout.len();
+    let count = all.train.len() + all.heldout.len();
     let train: Vec<_> = all.train.into_iter().filter(fits).collect();
     let heldout: Vec<_> = all.heldout.into_iter().filter(fits).collect();
-    let dropped = rows - train.len() - heldout.len();
+    let dropped = count - train.len() - heldout.len();
     not_empty(source.stage, train.is_empty(), dropped, most)?;
-    let figures =
-        [("pairs".to_owned(), train.len() as f64), ("dropped_pairs".to_owned(), dropped as f64)];
+    let figures = [
+        ("pairs".to_owned(), train.len() as f64),
+        ("dropped_pairs".to_owned(), dropped as f64),
+        ("skipped_rows".to_owned(), skipped as f64),
+    ];
     Ok(Split { train, heldout, figures: figures.into() })
 }
 
@@ -190,67 +178,65 @@ fn cut_to(mut text: TargetText, most: usize) -> Option<TargetText> {
     (!text.targets.is_empty()).then_some(text)
 }
 
-fn dialogues(
-    context: &StageContext,
-    key: &str,
-    name: Option<&str>,
-) -> Result<Vec<Dialogue>, JobError> {
-    let Some(name) = name else { return Ok(Vec::new()) };
-    let rows = plumb_data::read_dialogues(&context.base_dir.join(name));
-    let rows =
-        rows.map_err(|e| unreadable(key, name, &e, "id and messages, or prompt and answer"))?;
-    let row = |row: plumb_data::Dialogue| wire(&context.recipe, row.id, &row.messages, None);
-    Ok(rows.into_iter().map(row).collect())
+fn wired(recipe: &Recipe, mixed: &Mixed<NamedRow<SupervisedRow>>) -> Vec<Dialogue> {
+    let dialogue =
+        |named: &NamedRow<SupervisedRow>| wire(recipe, named.id.clone(), &named.row.messages, None);
+    mixed.rows.iter().map(dialogue).collect()
 }
 
-fn pairs(
+/// A source's pairs, and how many rows were left out.
+async fn read_and_encode(
     context: &StageContext,
-    key: &str,
-    name: Option<&str>,
-    needs_safety: bool,
-) -> Result<Vec<PreferencePair>, JobError> {
-    let Some(name) = name else { return Ok(Vec::new()) };
-    let path = context.base_dir.join(name);
-    let rows = plumb_data::read_preference_pairs(&path)
-        .map_err(|e| unreadable(key, name, &e, "id, prompt or messages, better and worse"))?;
-    match rows.iter().find(|row| needs_safety && row.safe.is_none()) {
-        None => Ok(rows),
-        Some(row) => Err(JobError::Input {
-            what: format!("{key} = {name:?}"),
-            problem: format!("pair {:?} does not say which of its answers are safe", row.id),
-            fix: "give better_safe and worse_safe, or write sign_terms = false".to_owned(),
-        }),
+    trainer: &Trainer,
+    source: &PairSource<'_>,
+    name: &str,
+    sources: &DataSources,
+) -> Result<(Vec<EncodedPair>, u64), JobError> {
+    let key = format!("{}: {name}", source.stage);
+    if !source.pops {
+        let mixed = rows::pairs(context, &key, sources, source.needs)?;
+        let pairs: Vec<_> = mixed.rows.iter().map(|named| (&named.id, &named.row)).collect();
+        return Ok((encode_pairs(context, trainer, &pairs).await?, mixed.skipped_rows()));
     }
-}
-
-fn unreadable(key: &str, name: &str, error: &DataError, fields: &str) -> JobError {
-    JobError::Input {
-        what: format!("{key} = {name:?}"),
-        problem: chain(error),
-        fix: format!("give JSON lines with {fields}"),
+    let mixed = rows::pops(context, &key, sources)?;
+    let preferred = mixed.rows.iter().map(|named| (&named.id, &named.row.preferred));
+    let unpreferred = mixed.rows.iter().map(|named| (&named.id, &named.row.unpreferred));
+    let mut pairs = encode_pairs(context, trainer, &preferred.collect::<Vec<_>>()).await?;
+    let others = encode_pairs(context, trainer, &unpreferred.collect::<Vec<_>>()).await?;
+    for (pair, other) in pairs.iter_mut().zip(others) {
+        pair.answers.unpreferred = Some(Box::new(other.answers));
     }
+    Ok((pairs, mixed.skipped_rows()))
 }
 
 async fn encode_pairs(
     context: &StageContext,
     trainer: &Trainer,
-    rows: &[PreferencePair],
+    pairs: &[(&String, &PreferenceRow)],
 ) -> Result<Vec<EncodedPair>, JobError> {
-    let with = |answer: fn(&PreferencePair) -> &str| {
-        let dialogue = |row: &PreferencePair| {
-            wire(&context.recipe, row.id.clone(), &row.messages, Some(answer(row)))
+    let with = |answer: fn(&PreferenceRow) -> &str| {
+        let dialogue = |&(id, row): &(&String, &PreferenceRow)| {
+            wire(&context.recipe, id.clone(), &row.prompt, Some(answer(row)))
         };
-        rows.iter().map(dialogue).collect::<Vec<_>>()
+        pairs.iter().map(dialogue).collect::<Vec<_>>()
     };
-    let better = trainer.encode(&with(|row| &row.better)).await?;
-    let worse = trainer.encode(&with(|row| &row.worse)).await?;
-    let encoded = rows.iter().zip(better.iter().zip(&worse)).map(|(row, (better, worse))| {
-        let (prompt_ids, better_ids) = last_turn(better)?;
-        let (_, worse_ids) = last_turn(worse)?;
-        let answers =
-            AnswerPair { id: row.id.clone(), prompt_ids, better_ids, worse_ids, reference: None };
-        Some(EncodedPair { answers, safe: row.safe })
-    });
+    let better = trainer.encode(&with(|row| &row.chosen)).await?;
+    let worse = trainer.encode(&with(|row| &row.rejected)).await?;
+    let encoded =
+        pairs.iter().zip(better.iter().zip(&worse)).map(|((id, row), (better, worse))| {
+            let (prompt_ids, better_ids) = last_turn(better)?;
+            let (_, worse_ids) = last_turn(worse)?;
+            let answers = AnswerPair {
+                id: (*id).clone(),
+                prompt_ids,
+                better_ids,
+                worse_ids,
+                margin: row.margin,
+                ..AnswerPair::default()
+            };
+            let safe = row.chosen_safe.zip(row.rejected_safe);
+            Some(EncodedPair { answers, safe: safe.map(|(better, worse)| [better, worse]) })
+        });
     encoded.collect::<Option<_>>().ok_or_else(|| {
         crate::ports::PhaseError::Failed("a pair was encoded without its answer".to_owned()).into()
     })
@@ -312,11 +298,15 @@ mod tests {
                 prompt_ids: vec![1, 2],
                 better_ids: vec![3],
                 worse_ids: vec![4, 5],
-                reference: None,
+                ..AnswerPair::default()
             },
             safe: Some([true, false]),
         };
         assert_eq!((pair.longest(), pair.tokens()), (4, 5));
+        let other = AnswerPair { prompt_ids: vec![1; 9], ..pair.answers.clone() };
+        let mut both = pair.clone();
+        both.answers.unpreferred = Some(Box::new(other));
+        assert_eq!((both.longest(), both.tokens()), (11, 17));
         let texts = pair.texts();
         assert_eq!((texts.better_ids, texts.worse_ids), (vec![1, 2, 3], vec![1, 2, 4, 5]));
         assert_eq!(texts.safe, Some(PairSafety { better: true, worse: false }));

@@ -22,9 +22,9 @@ pub use schema::{
     ExportStage, GroupConfig, GroupsConfig, GrpoStage, ImportanceConfig, ImportanceKind, KlConfig,
     KlPlace, LabelStage, LoraConfig, LoraTarget, LossConfig, LossKind, Measure, ModelConfig,
     MomentState, OffloadConfig, OldLogps, OnBadRow, OptimizerConfig, ParameterGroupConfig,
-    PreferenceLoss, PrepareStage, Recipe, RewardConfig, RewardModelStage, RolloutConfig,
-    SampleStage, SamplingConfig, Schedule, ScoreHeadConfig, ScoreHeadKind, ScoreInput, SftStage,
-    Stage, Strategy, TimeoutConfig, Transform,
+    PreferenceLoss, PreferredBy, PrepareStage, Recipe, RewardConfig, RewardModelStage,
+    RolloutConfig, SampleStage, SamplingConfig, Schedule, ScoreHeadConfig, ScoreHeadKind,
+    ScoreInput, SftStage, Stage, Strategy, TimeoutConfig, Transform,
 };
 
 #[cfg(test)]
@@ -41,6 +41,7 @@ mod recipes {
             "tiny/sft.toml",
             "tiny/score_models.toml",
             "tiny/dpo.toml",
+            "tiny/lora.toml",
         ] {
             let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../recipes").join(name);
             Recipe::read(&path, &[]).unwrap_or_else(|error| panic!("{error}"));

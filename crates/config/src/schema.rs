@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 
 pub use advantage::{Advantage, CpgdWeight};
 pub use algorithm::{AlgorithmConfig, KlConfig, KlPlace, OldLogps};
-pub use data::{DataConfig, DataSources, OnBadRow};
+pub use data::{DataConfig, DataSources, OnBadRow, PreferredBy};
 pub use lora::{LoraConfig, LoraTarget};
 pub use loss::{ImportanceConfig, ImportanceKind, LossConfig, LossKind};
 pub use model::{

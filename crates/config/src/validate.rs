@@ -246,6 +246,10 @@ name = "train"
             ("rollout.prefill_tokens=0", "rollout.prefill_tokens"),
             ("rollout.max_prompt_tokens=4096", "engine.micro_batch_tokens"),
             ("groups.policy.world_size=0", "groups.policy.world_size"),
+            (
+                "algorithm.lora={ rank = 4, alpha = 8.0 }\u{0}groups.reference.world_size=2",
+                "groups.reference",
+            ),
             ("reward.mix.safety.shrt=1.0", "reward.mix.safety.shrt"),
             ("reward.component.0.model=m", "reward.component[0]"),
             ("stage.0.name=train", "stage[1].name"),
@@ -258,7 +262,7 @@ name = "train"
             ("data.train=[\"a.jsonl\", \"a.jsonl\"]", "data.train"),
             ("data.dataset_labels.alpaca=general", "data.dataset_labels.alpaca"),
         ] {
-            let found = problems(&[set]);
+            let found = problems(&set.split('\u{0}').collect::<Vec<_>>());
             assert!(found.contains(&format!("  {key}: ")), "{set}: {found}");
         }
     }

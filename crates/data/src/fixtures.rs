@@ -7,8 +7,8 @@ use plumb_config::OnBadRow;
 use serde_json::{Value, json};
 
 use crate::{
-    At, DataError, MixSettings, PreferredBy, Row, RowFault, Schema, Source, read_preferences,
-    read_prompts, read_supervised,
+    At, DataError, MixSettings, PairNeeds, PreferredBy, Row, RowFault, Schema, Source,
+    read_preferences, read_prompts, read_supervised,
 };
 
 fn file(name: &str) -> PathBuf {
@@ -239,16 +239,25 @@ fn supervised_rows_and_preferences_come_of_real_data() {
     let texts = sources(["gsm8k.snappy.parquet", "hh-rlhf-harmless-dialogue:1:hh-harmless.jsonl"]);
     let mixed = read_supervised(&texts, settings(&labels)).unwrap();
     assert_eq!(mixed.rows.len(), 11);
-    assert!(mixed.rows.iter().all(|row| row.messages.last().unwrap().role == "assistant"));
+    let last = |named: &crate::NamedRow<crate::SupervisedRow>| {
+        named.row.messages.last().unwrap().role.clone()
+    };
+    assert!(mixed.rows.iter().all(|row| last(row) == "assistant"));
+    let ids = [0, 4, 5].map(|at| mixed.rows[at].id.as_str());
+    assert_eq!(ids, ["gsm8k.snappy:0", "gsm8k.snappy:4", "hh-rlhf-harmless-dialogue:1"]);
 
     let texts = sources(["hh-rlhf-harmless-preference/test:2.0:hh-harmless.jsonl"]);
-    let mixed = read_preferences(&texts, PreferredBy::Better, settings(&labels)).unwrap();
+    let mixed = read_preferences(&texts, PairNeeds::default(), settings(&labels)).unwrap();
     assert_eq!(mixed.rows.len(), 12);
     assert_eq!(mixed.rows[..6], mixed.rows[6..]);
-    assert_eq!(mixed.rows[0].prompt[0].content, "Is it possible to download a car?");
-    assert!(mixed.rows[0].rejected.ends_with("I don’t understand."));
-    let error = read_preferences(&texts, PreferredBy::Safer, settings(&labels)).unwrap_err();
+    assert_eq!(mixed.rows[0].row.prompt[0].content, "Is it possible to download a car?");
+    assert!(mixed.rows[0].row.rejected.ends_with("I don’t understand."));
+    let safer = PairNeeds { by: PreferredBy::Safer, ..PairNeeds::default() };
+    let error = read_preferences(&texts, safer, settings(&labels)).unwrap_err();
     assert!(error.to_string().ends_with("line 1: no field \"safer\""), "{error}");
+    let margins = PairNeeds { margin: true, ..PairNeeds::default() };
+    let error = read_preferences(&texts, margins, settings(&labels)).unwrap_err().to_string();
+    assert!(error.contains("hh-harmless.jsonl line 1: no margin; give margin"), "{error}");
 }
 
 #[test]

@@ -15,6 +15,7 @@ mod mix;
 mod mixture;
 mod mixture_error;
 mod order;
+mod pop_row;
 mod preference_row;
 pub mod preprocess;
 pub mod prompt_row;
@@ -31,18 +32,22 @@ mod schema;
 mod source;
 mod supervised_row;
 mod test_split;
-mod training_rows;
 
 pub use conversation::{PROMPT_ASSISTANT, PROMPT_BEGIN, format_prompt, split_prompt_response};
 pub use data_error::DataError;
 pub use dataset_spec::{DatasetSpec, Proportion};
 pub use image_bounds::{ImageBounds, ImagePlan};
 pub use messages::ROLES;
-pub use mix::{MixSettings, Mixed, PartRead, read_preferences, read_prompts, read_supervised};
+pub use mix::{
+    MixSettings, Mixed, NamedRow, PartRead, read_pops, read_preferences, read_prompts,
+    read_supervised,
+};
 pub use mixture::{Part, merge, select};
 pub use mixture_error::MixtureError;
 pub use order::{Batches, Order, OrderError, Position, Shard};
-pub use preference_row::{PreferenceRow, PreferredBy};
+pub use plumb_config::PreferredBy;
+pub use pop_row::PopRow;
+pub use preference_row::{PairNeeds, PreferenceRow};
 pub use prompts::Fallback;
 pub use rank_row::RankRow;
 pub use raw_sample::{Input, RawSample, SafeFlags};
@@ -53,10 +58,6 @@ pub use schema::{Schema, Use};
 pub use source::{BATCH_ROWS, Loaded, Rows, Source};
 pub use supervised_row::SupervisedRow;
 pub use test_split::{NoTest, TestSplit};
-pub use training_rows::{
-    Dialogue, PreferencePair, parse_dialogues, parse_preference_pairs, read_dialogues,
-    read_preference_pairs,
-};
 
 #[cfg(test)]
 mod fixtures;

@@ -74,6 +74,24 @@ pub(crate) fn present<'a>(row: &'a Value, field: &str) -> Option<&'a Value> {
     row.get(field).filter(|value| !value.is_null())
 }
 
+/// A field that goes by one of two names, and the name.
+///
+/// # Errors
+/// When neither is there, or both are.
+pub(crate) fn either<'a>(
+    row: &'a Value,
+    names: [&'static str; 2],
+) -> Result<(&'static str, &'a Value), RowFault> {
+    match names.map(|name| present(row, name)) {
+        [Some(value), None] => Ok((names[0], value)),
+        [None, Some(value)] => Ok((names[1], value)),
+        [Some(_), Some(_)] => {
+            Err(RowFault::plain(format!("both {} and {}; give one", names[0], names[1])))
+        }
+        [None, None] => Err(missing(row, names[0])),
+    }
+}
+
 /// A field of text.
 ///
 /// # Errors

@@ -14,7 +14,7 @@ use serde_json::Value;
 use crate::prompts::Fallback;
 use crate::row::{At, Place, Row};
 use crate::{
-    DataError, DatasetSpec, Part, PreferenceRow, PreferredBy, Proportion, RowFault, Schema,
+    DataError, DatasetSpec, PairNeeds, Part, PopRow, PreferenceRow, Proportion, RowFault, Schema,
     Skipped, Source, SupervisedRow, Use, merge,
 };
 
@@ -40,6 +40,31 @@ pub struct Mixed<T> {
     pub rows: Vec<T>,
     /// What was read of each source.
     pub parts: Vec<PartRead>,
+}
+
+/// A row with a name that no other row of its mixture has: `name:row` as of [`read_prompts`]. A
+/// row that a proportion above 1 takes twice keeps its name.
+#[derive(Debug, Clone, PartialEq)]
+pub struct NamedRow<T> {
+    /// Its name.
+    pub id: String,
+    /// The row.
+    pub row: T,
+}
+
+impl<T> Default for Mixed<T> {
+    /// Nothing of nothing.
+    fn default() -> Self {
+        Self { rows: Vec::new(), parts: Vec::new() }
+    }
+}
+
+impl<T> Mixed<T> {
+    /// Bad rows of all sources.
+    #[must_use]
+    pub fn skipped_rows(&self) -> u64 {
+        self.parts.iter().map(|part| part.skipped.total()).sum()
+    }
 }
 
 /// What was read of one source.
@@ -79,8 +104,7 @@ pub fn read_prompts(
 ) -> Result<Mixed<Prompt>, DataError> {
     let mut ids: HashMap<String, Place> = HashMap::new();
     mix(sources, settings, Use::Prompts, |source, row, fields| {
-        let (At::Line(number) | At::Row(number)) = row.place.at;
-        let id = format!("{}:{number}", source.prefix);
+        let id = source.id(row);
         let fallback = Fallback { id: &id, label: source.label.as_deref() };
         let prompt = source.schema.prompt(fields, fallback)?;
         if let Some(first) = ids.get(prompt.id.as_str()) {
@@ -101,22 +125,38 @@ pub fn read_prompts(
 pub fn read_supervised(
     sources: &[String],
     settings: MixSettings<'_>,
-) -> Result<Mixed<SupervisedRow>, DataError> {
-    mix(sources, settings, Use::Supervised, |source, _, fields| source.schema.supervised(fields))
+) -> Result<Mixed<NamedRow<SupervisedRow>>, DataError> {
+    mix(sources, settings, Use::Supervised, |source, row, fields| {
+        Ok(NamedRow { id: source.id(row), row: source.schema.supervised(fields)? })
+    })
 }
 
-/// Reads pairs of answers. Rows of `preferences` have one judgement; `by` chooses among those of
-/// safe-rlhf's samples.
+/// Reads pairs of answers. A pair that lacks what is needed is a bad row.
 ///
 /// # Errors
 /// What is wrong with a source's text, file or rows.
 pub fn read_preferences(
     sources: &[String],
-    by: PreferredBy,
+    needs: PairNeeds,
     settings: MixSettings<'_>,
-) -> Result<Mixed<PreferenceRow>, DataError> {
-    mix(sources, settings, Use::Preferences, |source, _, fields| {
-        source.schema.preference(fields, by)
+) -> Result<Mixed<NamedRow<PreferenceRow>>, DataError> {
+    mix(sources, settings, Use::Preferences, |source, row, fields| {
+        let pair = source.schema.preference(fields, needs.by)?;
+        needs.check(&pair)?;
+        Ok(NamedRow { id: source.id(row), row: pair })
+    })
+}
+
+/// Reads pairs of pairs of answers.
+///
+/// # Errors
+/// What is wrong with a source's text, file or rows.
+pub fn read_pops(
+    sources: &[String],
+    settings: MixSettings<'_>,
+) -> Result<Mixed<NamedRow<PopRow>>, DataError> {
+    mix(sources, settings, Use::Pops, |source, row, fields| {
+        Ok(NamedRow { id: source.id(row), row: source.schema.pop(fields)? })
     })
 }
 
@@ -173,6 +213,11 @@ fn take<T: Clone>(table: Vec<T>, indices: &[usize], rows: &mut Vec<T>) {
 }
 
 impl NamedSource {
+    fn id(&self, row: &Row) -> String {
+        let (At::Line(number) | At::Row(number)) = row.place.at;
+        format!("{}:{number}", self.prefix)
+    }
+
     /// `names` counts the sources of each name.
     fn parse(
         text: &str,
@@ -220,6 +265,7 @@ fn bare(
         Use::Prompts => Schema::Prompts,
         Use::Supervised => Schema::Supervised,
         Use::Preferences => Schema::Preferences,
+        Use::Pops => Schema::Pop,
     };
     let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
     let (proportion, path) = (Proportion::default(), Some(text.to_owned()));

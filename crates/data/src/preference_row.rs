@@ -4,22 +4,43 @@ use plumb_domain::ChatMessage;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::messages::{brief, ends_with_user, messages, missing, present};
+use crate::messages::{brief, either, ends_with_user, messages, present};
 use crate::prompts::input_messages;
-use crate::{RawSample, RowFault, SampleError};
+use crate::{PreferredBy, RawSample, RowFault, SampleError};
 
-/// By which judgement one answer is preferred.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum PreferredBy {
-    /// The more helpful one (safe-rlhf's `better`).
-    Better,
-    /// The safer one (safe-rlhf's `safer`).
-    Safer,
+/// What a use asks of every pair beside its answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct PairNeeds {
+    /// By which judgement of safe-rlhf's samples one answer is preferred; other rows have one.
+    pub by: PreferredBy,
+    /// Whether both answers are said to be safe or not.
+    pub safety: bool,
+    /// Whether there is a margin.
+    pub margin: bool,
+}
+
+impl PairNeeds {
+    /// Refuses a pair that lacks something.
+    ///
+    /// # Errors
+    /// What it lacks, and how rows say it.
+    pub fn check(self, pair: &PreferenceRow) -> Result<(), RowFault> {
+        if self.safety && (pair.chosen_safe.is_none() || pair.rejected_safe.is_none()) {
+            return Err(RowFault::plain(
+                "it is not said which answers are safe; give chosen_safe and rejected_safe",
+            ));
+        }
+        if self.margin && pair.margin.is_none() {
+            return Err(RowFault::plain(
+                "no margin; give margin, or score_chosen and score_rejected",
+            ));
+        }
+        Ok(())
+    }
 }
 
 /// A prompt, the preferred answer and the other one.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct PreferenceRow {
     /// The conversation so far; the last message is the user's.
     pub prompt: Vec<ChatMessage>,
@@ -31,24 +52,28 @@ pub struct PreferenceRow {
     pub chosen_safe: Option<bool>,
     /// Is the other answer safe? `None` where the data does not say.
     pub rejected_safe: Option<bool>,
+    /// By how much the preferred answer is the better one; `None` where the data does not say.
+    pub margin: Option<f64>,
 }
 
 impl PreferenceRow {
-    /// From a row with `prompt` (text or messages), `chosen` and `rejected` (text, or messages that
-    /// end with the assistant's) and, where the data says so, `chosen_safe` and `rejected_safe`;
-    /// other fields are passed over. Answers of messages may repeat the prompt before their last
-    /// message.
+    /// From a row with `prompt` (text or messages; or `messages`), `chosen` and `rejected` (or
+    /// `better` and `worse`; text, or messages that end with the assistant's) and, where the data
+    /// says so, `chosen_safe` and `rejected_safe` (or `better_safe` and `worse_safe`), and
+    /// `margin`, or `score_chosen` and `score_rejected`, whose difference it then is. Other fields
+    /// are passed over. Answers of messages may repeat the prompt before their last message.
     ///
     /// # Errors
     /// What is missing or of another type; answers that are the same.
     pub fn from_row(row: &Value) -> Result<Self, RowFault> {
-        let prompt = present(row, "prompt").ok_or_else(|| missing(row, "prompt"))?;
-        let prompt = messages("prompt", prompt)?;
+        let (field, prompt) = either(row, ["prompt", "messages"])?;
+        let prompt = messages(field, prompt)?;
         Self {
-            chosen: answer(row, "chosen", &prompt)?,
-            rejected: answer(row, "rejected", &prompt)?,
-            chosen_safe: flag(row, "chosen_safe")?,
-            rejected_safe: flag(row, "rejected_safe")?,
+            chosen: answer(row, ["chosen", "better"], &prompt)?,
+            rejected: answer(row, ["rejected", "worse"], &prompt)?,
+            chosen_safe: flag(row, ["chosen_safe", "better_safe"])?,
+            rejected_safe: flag(row, ["rejected_safe", "worse_safe"])?,
+            margin: margin(row)?,
             prompt,
         }
         .checked()
@@ -73,6 +98,7 @@ impl PreferenceRow {
             rejected: sample.other_answer.ok_or(missing("other_answer"))?,
             chosen_safe: sample.is_safe,
             rejected_safe: sample.is_other_safe,
+            margin: None,
         };
         if !first.ok_or(missing(field))? {
             std::mem::swap(&mut row.chosen, &mut row.rejected);
@@ -95,8 +121,12 @@ impl PreferenceRow {
     }
 }
 
-fn answer(row: &Value, field: &str, prompt: &[ChatMessage]) -> Result<String, RowFault> {
-    let value = present(row, field).ok_or_else(|| missing(row, field))?;
+fn answer(
+    row: &Value,
+    names: [&'static str; 2],
+    prompt: &[ChatMessage],
+) -> Result<String, RowFault> {
+    let (field, value) = either(row, names)?;
     if let Some(text) = value.as_str() {
         return Ok(text.to_owned());
     }
@@ -116,14 +146,34 @@ fn answer(row: &Value, field: &str, prompt: &[ChatMessage]) -> Result<String, Ro
     }
 }
 
-fn flag(row: &Value, field: &str) -> Result<Option<bool>, RowFault> {
-    let Some(value) = present(row, field) else { return Ok(None) };
+/// A flag that may be missing.
+fn flag(row: &Value, names: [&'static str; 2]) -> Result<Option<bool>, RowFault> {
+    if names.iter().all(|name| present(row, name).is_none()) {
+        return Ok(None);
+    }
+    let (field, value) = either(row, names)?;
     value.as_bool().map(Some).ok_or_else(|| {
         RowFault::new(
             format!("field {field:?} of another type"),
             format!("field {field:?} is {}, expected true or false", brief(value)),
         )
     })
+}
+
+/// A row's own margin, or the difference of its answers' scores (UltraFeedback's columns).
+fn margin(row: &Value) -> Result<Option<f64>, RowFault> {
+    let number = |field: &str| match present(row, field) {
+        None => Ok(None),
+        Some(value) => value.as_f64().map(Some).ok_or_else(|| {
+            RowFault::new(
+                format!("field {field:?} of another type"),
+                format!("field {field:?} is {}, expected a number", brief(value)),
+            )
+        }),
+    };
+    let scores = (number("score_chosen")?, number("score_rejected")?);
+    let difference = scores.0.zip(scores.1).map(|(chosen, rejected)| chosen - rejected);
+    Ok(number("margin")?.or(difference))
 }
 
 #[cfg(test)]
@@ -149,12 +199,35 @@ mod tests {
     }
 
     #[test]
+    fn better_and_worse_are_other_names_and_a_margin_is_given_or_follows_from_scores() {
+        let row = json!({"id": "a", "messages": [{"role": "user", "content": "q"}], "better": "x",
+            "worse": "y", "better_safe": true, "worse_safe": false, "margin": 0.5});
+        let row = PreferenceRow::from_row(&row).unwrap();
+        assert_eq!((row.chosen.as_str(), row.rejected.as_str()), ("x", "y"));
+        assert_eq!((row.chosen_safe, row.rejected_safe), (Some(true), Some(false)));
+        assert_eq!(row.margin, Some(0.5));
+        let needs = PairNeeds { safety: true, margin: true, ..PairNeeds::default() };
+        assert!(needs.check(&row).is_ok());
+        let scored = json!({"prompt": "q", "chosen": "a", "rejected": "b", "score_chosen": 7.5,
+            "score_rejected": 6});
+        let row = PreferenceRow::from_row(&scored).unwrap();
+        assert_eq!(row.margin, Some(1.5));
+        assert!(needs.check(&row).unwrap_err().problem.contains("chosen_safe"));
+        let bare = json!({"prompt": "q", "chosen": "a", "rejected": "b", "score_chosen": 7.5});
+        let row = PreferenceRow::from_row(&bare).unwrap();
+        let needs = PairNeeds { safety: false, ..needs };
+        assert!(needs.check(&row).unwrap_err().problem.contains("no margin"));
+    }
+
+    #[test]
     fn the_same_answers_and_missing_ones_are_named() {
         for (row, cause) in [
             (json!({"prompt": "q", "chosen": "a", "rejected": "a"}), "same text"),
             (json!({"prompt": "q", "chosen": "a"}), "no field \"rejected\"; the row has"),
             (json!({"prompt": "q", "chosen": "a", "rejected": 1}), "\"rejected\" is 1"),
             (json!({"prompt": "q", "chosen": "a", "rejected": "b", "chosen_safe": 2}), "2"),
+            (json!({"prompt": "q", "chosen": "a", "better": "a", "rejected": "b"}), "both chosen"),
+            (json!({"prompt": "q", "chosen": "a", "rejected": "b", "margin": "x"}), "a number"),
         ] {
             let fault = PreferenceRow::from_row(&row).unwrap_err();
             assert!(fault.problem.contains(cause), "{fault}");

@@ -6,7 +6,7 @@ use crate::prompts::{self, Fallback};
 use crate::rank_row::RankRow;
 use crate::safe_rlhf_rows as rows;
 use crate::safety_row::safety_rows;
-use crate::{PreferenceRow, PreferredBy, RawSample, RowFault, SafeFlags, SupervisedRow};
+use crate::{PopRow, PreferenceRow, PreferredBy, RawSample, RowFault, SafeFlags, SupervisedRow};
 use plumb_domain::Prompt;
 
 /// The fields that rows have. Each schema has names; `name[:proportion[:path]]` takes them.
@@ -18,6 +18,9 @@ pub enum Schema {
     Supervised,
     /// `prompt`, `chosen`, `rejected`.
     Preferences,
+    /// HC-RLHF's preferences over preferences: `pref_prompt`, `pref_chosen`, `pref_rejected`,
+    /// `unpref_prompt`, `unpref_chosen`, `unpref_rejected`.
+    Pop,
     /// safe-rlhf's raw samples: `input`, `answer`, `other_answer`, `dialogue` and flags.
     RawSamples,
     /// Alpaca.
@@ -46,10 +49,13 @@ pub enum Schema {
 
 /// Names and what they stand for. The first name of a schema is the one that errors show; the
 /// others are those that the systems of its source know it by.
-const NAMES: [(&str, Schema); 38] = [
+const NAMES: [(&str, Schema); 41] = [
     ("prompts", Schema::Prompts),
     ("supervised", Schema::Supervised),
     ("preferences", Schema::Preferences),
+    ("pop", Schema::Pop),
+    ("UF-PoP/train", Schema::Pop),
+    ("UF-PoP/test", Schema::Pop),
     ("raw-samples", Schema::RawSamples),
     ("alpaca", Schema::Alpaca),
     ("stanford-alpaca", Schema::Alpaca),
@@ -96,6 +102,8 @@ pub enum Use {
     Supervised,
     /// Pairs of answers.
     Preferences,
+    /// Pairs of such pairs.
+    Pops,
 }
 
 impl Use {
@@ -106,6 +114,7 @@ impl Use {
             Self::Prompts => "prompts",
             Self::Supervised => "conversations to learn",
             Self::Preferences => "preferences",
+            Self::Pops => "preferences over preferences",
         }
     }
 }
@@ -126,7 +135,7 @@ impl Schema {
     /// What its rows can be made into.
     #[must_use]
     pub fn uses(self) -> &'static [Use] {
-        use Use::{Preferences, Prompts, Supervised};
+        use Use::{Pops, Preferences, Prompts, Supervised};
         match self {
             Self::Prompts | Self::SafeWork | Self::SaferSteer | Self::UpsRm => &[Prompts],
             Self::Supervised | Self::Alpaca | Self::Firefly | Self::RankGrpo => {
@@ -134,6 +143,7 @@ impl Schema {
             }
             Self::HhDialogue | Self::Moss002 | Self::Moss003 => &[Supervised],
             Self::Preferences | Self::HhPreference | Self::PkuSafeRlhf => &[Prompts, Preferences],
+            Self::Pop => &[Pops],
             Self::RawSamples => &[Prompts, Supervised, Preferences],
         }
     }
@@ -221,6 +231,17 @@ impl Schema {
         }
     }
 
+    /// The row as two pairs of answers.
+    ///
+    /// # Errors
+    /// What is missing or of another type.
+    pub fn pop(self, row: &Value) -> Result<PopRow, RowFault> {
+        match self {
+            Self::Pop => PopRow::from_row(row),
+            _ => Err(self.unfit(Use::Pops)),
+        }
+    }
+
     fn unfit(self, wanted: Use) -> RowFault {
         RowFault::plain(format!("rows of {self:?} give no {}", wanted.as_str()))
     }
@@ -264,11 +285,12 @@ mod tests {
         for (_, schema) in NAMES {
             let fallback = Fallback { id: "x", label: None };
             let row = json!({});
-            for wanted in [Use::Prompts, Use::Supervised, Use::Preferences] {
+            for wanted in [Use::Prompts, Use::Supervised, Use::Preferences, Use::Pops] {
                 let fault = match wanted {
                     Use::Prompts => schema.prompt(&row, fallback).unwrap_err(),
                     Use::Supervised => schema.supervised(&row).unwrap_err(),
                     Use::Preferences => schema.preference(&row, PreferredBy::Better).unwrap_err(),
+                    Use::Pops => schema.pop(&row).unwrap_err(),
                 };
                 if schema.uses().contains(&wanted) {
                     assert!(!fault.problem.contains("give no"), "{schema:?}: {fault}");

@@ -4,7 +4,7 @@ use plumb_domain::ChatMessage;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::messages::{ROLES, alternating, message, messages, missing, present, text};
+use crate::messages::{ROLES, alternating, brief, either, message, messages, missing, present};
 use crate::prompts::input_messages;
 use crate::rank_row::RankRow;
 use crate::{RawSample, RowFault, SampleError};
@@ -17,8 +17,8 @@ pub struct SupervisedRow {
 }
 
 impl SupervisedRow {
-    /// From a row with `messages`, or with `prompt` (text or messages) and `response`; other
-    /// fields are passed over.
+    /// From a row with `messages`, or with `prompt` (text or messages) and `response` (or
+    /// `answer`); other fields are passed over.
     ///
     /// # Errors
     /// What is missing or of another type.
@@ -26,7 +26,14 @@ impl SupervisedRow {
         match (present(row, "messages"), present(row, "prompt")) {
             (Some(list), None) => Self::new(messages("messages", list)?),
             (None, Some(prompt)) => {
-                let answer = message("assistant", text(row, "response")?);
+                let (field, answer) = either(row, ["response", "answer"])?;
+                let text = answer.as_str().ok_or_else(|| {
+                    RowFault::new(
+                        format!("field {field:?} of another type"),
+                        format!("field {field:?} is {}, expected text", brief(answer)),
+                    )
+                })?;
+                let answer = message("assistant", text);
                 let mut conversation = messages("prompt", prompt)?;
                 conversation.push(answer);
                 Self::new(conversation)
@@ -100,8 +107,13 @@ mod tests {
 
     #[test]
     fn prompt_and_response_or_messages() {
-        let row = SupervisedRow::from_row(&json!({"prompt": "q", "response": "a", "id": 3}));
-        assert_eq!(row.unwrap().messages, [message("user", "q"), message("assistant", "a")]);
+        for row in [
+            json!({"prompt": "q", "response": "a", "id": 3}),
+            json!({"id": "d", "prompt": "q", "answer": "a"}),
+        ] {
+            let row = SupervisedRow::from_row(&row).unwrap();
+            assert_eq!(row.messages, [message("user", "q"), message("assistant", "a")]);
+        }
         let list = json!([{"role": "system", "content": "s"}, {"role": "user", "content": "q"},
             {"role": "assistant", "content": "a"}]);
         let row = SupervisedRow::from_row(&json!({"messages": list, "prompt": null})).unwrap();
@@ -114,6 +126,7 @@ mod tests {
         for (row, cause) in [
             (json!({"prompt": "q"}), "no field \"response\""),
             (json!({"prompt": "q", "response": 3}), "expected text"),
+            (json!({"prompt": "q", "response": "a", "answer": "a"}), "both response and answer"),
             (json!({"prompt": "q", "response": " "}), "no message of the assistant's"),
             (json!({"messages": [{"role": "user", "content": "q"}]}), "assistant's"),
             (json!({"messages": [{"role": "bot", "content": "q"}]}), "expected role"),

@@ -41,6 +41,8 @@ mod parameter_rules;
 mod passes;
 mod placement;
 pub mod policy_update;
+mod preference_batch;
+mod preference_objective;
 pub mod preference_training;
 pub mod publish;
 pub mod response_batch;
@@ -50,6 +52,7 @@ mod shard_file;
 mod sharded_model;
 mod stored_moments;
 pub mod supervised_training;
+mod token_scores;
 mod trained_runs;
 
 pub use adapters::LoraPlan;
@@ -61,10 +64,9 @@ pub use parameter_rules::ParameterGroup;
 pub use passes::Trace;
 pub use placement::{Offload, Placement};
 pub use policy_update::{Metrics, OldLogProbs, PolicySample, PolicyUpdate, update_policy};
-pub use preference_training::{
-    AnswerLogProbs, AnswerPair, PreferenceObjective, answer_log_probs, measure_preferences,
-    train_preferences,
-};
+pub use preference_batch::{AnswerLogProbs, AnswerPair};
+pub use preference_objective::{PairMargin, PreferenceObjective};
+pub use preference_training::{answer_log_probs, measure_preferences, train_preferences};
 pub use response_batch::ResponseSample;
 pub use reward_training::{PairScores, ScoreLoss, TextPair, score_pairs, train_pairs};
 pub use settings::{AdamWSettings, EngineSettings, MomentState, Precision};

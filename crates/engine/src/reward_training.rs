@@ -3,10 +3,14 @@
 //! A text's score is the head's output at its last token, fp32. The loss of a reward model is
 //! Bradley-Terry on pairs ([`plumb_loss::preference::pairwise`]); that of a cost model ranks the
 //! other way round (the worse text costs more) and asks for each cost's sign besides
-//! ([`plumb_loss::preference::cost`]). Both are normalised by the number of pairs of the whole
+//! ([`plumb_loss::preference::cost`]). Token-wise losses take the scores of all tokens in which
+//! the texts of a pair differ ([`plumb_loss::preference::pairwise_tokens`]). All are normalised by the number of pairs of the whole
 //! batch, so that they do not depend on the cut into micro-batches and ranks.
 
-use plumb_loss::preference::{Cost, Pairwise, SafetyLabels, cost, pairwise};
+use plumb_loss::preference::{
+    Cost, CostTerms, Pairwise, PairwiseTerms, SafetyLabels, cost, cost_tokens, pairwise,
+    pairwise_tokens,
+};
 use plumb_model::{HeadSpec, Packed, Tree};
 use tch::{Tensor, no_grad_guard};
 
@@ -17,6 +21,7 @@ use crate::passes::leaves;
 use crate::policy_update::Metrics;
 use crate::response_batch::EMPTY_ROUND;
 use crate::sharded_model::ShardedModel;
+use crate::token_scores::{PairLengths, TokenGrid};
 use crate::{EngineError, Result};
 
 /// Two texts of which the first is better.
@@ -37,13 +42,21 @@ pub struct TextPair {
 pub enum ScoreLoss {
     /// A reward: the better text scores higher.
     Reward(Pairwise),
+    /// A reward at every token in which the texts differ (safe-rlhf's token-wise loss).
+    RewardTokens(Pairwise),
     /// A cost: the worse text scores higher, and safe texts score below 0, unsafe ones above.
     Cost(Cost),
+    /// A cost at every token in which the texts differ.
+    CostTokens(Cost),
 }
 
 impl ScoreLoss {
     fn needs_safety(&self) -> bool {
-        matches!(self, Self::Cost(cost) if cost.sign_terms)
+        matches!(self, Self::Cost(cost) | Self::CostTokens(cost) if cost.sign_terms)
+    }
+
+    fn is_token_wise(&self) -> bool {
+        matches!(self, Self::RewardTokens(_) | Self::CostTokens(_))
     }
 }
 
@@ -55,6 +68,12 @@ impl TextPair {
 
     fn tokens(&self) -> usize {
         self.better_ids.len() + self.worse_ids.len() - self.shared_tokens()
+    }
+
+    fn lengths(&self) -> PairLengths {
+        let shared = self.shared_tokens();
+        let (better, worse) = (self.better_ids.len() - shared, self.worse_ids.len() - shared);
+        PairLengths { shared, better, worse }
     }
 
     fn validate(&self) -> Result<()> {
@@ -82,6 +101,8 @@ struct PairBatch {
     packed: Packed,
     /// Last token of each text, `[2P]`: the better one of each pair, then the worse one.
     ends: Tensor,
+    /// For a token-wise loss.
+    grid: Option<TokenGrid>,
     pairs: i64,
     /// Of the better and of the worse texts.
     safe: [Vec<bool>; 2],
@@ -95,40 +116,64 @@ struct ScoreTerms {
     margin_sum: f64,
 }
 
-impl PairBatch {
-    /// The loss of scores `[P]` of the better and worse texts.
-    fn terms(
-        &self,
-        loss: &ScoreLoss,
-        better_p: &Tensor,
-        worse_p: &Tensor,
-        all_pairs: usize,
-    ) -> Result<ScoreTerms> {
-        match loss {
-            ScoreLoss::Reward(spec) => {
-                let terms = pairwise(spec, better_p, worse_p, all_pairs)?;
-                Ok(ScoreTerms {
-                    loss: terms.loss,
-                    correct_pairs: terms.correct_pairs as f64,
-                    correct_signs: 0.0,
-                    margin_sum: terms.margin_sum,
-                })
-            }
-            ScoreLoss::Cost(spec) => {
-                let labels = SafetyLabels { safer: &self.safe[0], unsafer: &self.safe[1] };
-                let terms = cost(spec, better_p, worse_p, labels, all_pairs)?;
-                let margin = (worse_p - better_p).detach().sum(tch::Kind::Double);
-                Ok(ScoreTerms {
-                    loss: terms.loss,
-                    correct_pairs: terms.correct_pairs as f64,
-                    correct_signs: terms.correct_signs as f64,
-                    margin_sum: margin.double_value(&[]),
-                })
-            }
+impl ScoreTerms {
+    fn of_reward(terms: PairwiseTerms) -> Self {
+        Self {
+            loss: terms.loss,
+            correct_pairs: terms.correct_pairs as f64,
+            correct_signs: 0.0,
+            margin_sum: terms.margin_sum,
         }
     }
 
-    fn new(pairs: &[&TextPair], model: &ShardedModel) -> Result<Self> {
+    fn of_cost(terms: CostTerms, better_p: &Tensor, worse_p: &Tensor) -> Self {
+        let margin = (worse_p - better_p).detach().sum(tch::Kind::Double);
+        Self {
+            loss: terms.loss,
+            correct_pairs: terms.correct_pairs as f64,
+            correct_signs: terms.correct_signs as f64,
+            margin_sum: margin.double_value(&[]),
+        }
+    }
+}
+
+impl PairBatch {
+    /// Packed tokens that meet the head, `[K]`.
+    fn rows(&self) -> &Tensor {
+        self.grid.as_ref().map_or(&self.ends, |grid| &grid.rows_k)
+    }
+
+    /// The loss of the scores `[K]` of [`PairBatch::rows`].
+    fn terms(&self, loss: &ScoreLoss, scores_k: &Tensor, all_pairs: usize) -> Result<ScoreTerms> {
+        let labels = SafetyLabels { safer: &self.safe[0], unsafer: &self.safe[1] };
+        if let Some(grid) = &self.grid {
+            let scores = grid.scores(scores_k);
+            let tokens = grid.pairs(&scores);
+            return Ok(match loss {
+                ScoreLoss::Reward(spec) | ScoreLoss::RewardTokens(spec) => {
+                    ScoreTerms::of_reward(pairwise_tokens(spec, tokens, all_pairs)?)
+                }
+                ScoreLoss::Cost(spec) | ScoreLoss::CostTokens(spec) => {
+                    let [better_p, worse_p] = grid.ends(&scores);
+                    let terms = cost_tokens(spec, tokens, labels, all_pairs)?;
+                    ScoreTerms::of_cost(terms, &better_p, &worse_p)
+                }
+            });
+        }
+        let scores_p2 = scores_k.view([self.pairs, 2]);
+        let (better_p, worse_p) = (scores_p2.select(1, 0), scores_p2.select(1, 1));
+        Ok(match loss {
+            ScoreLoss::Reward(spec) | ScoreLoss::RewardTokens(spec) => {
+                ScoreTerms::of_reward(pairwise(spec, &better_p, &worse_p, all_pairs)?)
+            }
+            ScoreLoss::Cost(spec) | ScoreLoss::CostTokens(spec) => {
+                let terms = cost(spec, &better_p, &worse_p, labels, all_pairs)?;
+                ScoreTerms::of_cost(terms, &better_p, &worse_p)
+            }
+        })
+    }
+
+    fn new(pairs: &[&TextPair], token_wise: bool, model: &ShardedModel) -> Result<Self> {
         let branches: Vec<[&[u32]; 2]> = pairs
             .iter()
             .map(|pair| {
@@ -146,12 +191,15 @@ impl PairBatch {
         if trees.is_empty() {
             trees.push(EMPTY_ROUND);
         }
-        let packed = Packed::trees(&trees)?.to_device(model.settings().device);
+        let device = model.settings().device;
+        let packed = Packed::trees(&trees)?.to_device(device);
+        let lengths = || pairs.iter().map(|pair| pair.lengths()).collect::<Vec<_>>();
+        let grid = token_wise.then(|| TokenGrid::new(&lengths(), device));
         let safe = [0, 1].map(|text| {
             // Without sign terms the labels only fill a count that is not reported.
             pairs.iter().map(|pair| pair.safe.is_some_and(|safe| safe[text])).collect()
         });
-        Ok(Self { ends: packed.last_indices(), packed, pairs: pairs.len() as i64, safe })
+        Ok(Self { ends: packed.last_indices(), packed, grid, pairs: pairs.len() as i64, safe })
     }
 }
 
@@ -174,9 +222,10 @@ fn no_score_head() -> EngineError {
 /// One optimiser step on a batch of pairs. Every rank passes the same pairs in the same order.
 /// Returns `loss`, `accuracy` (share of pairs ranked right), `margin` (mean difference of
 /// scores, positive where they are ranked right), `grad_norm` and `skipped_steps`
-/// ([`OptimizerStep::report`]), `pairs`, `learning_rate`, with
-/// sign terms `sign_accuracy` (share of texts whose cost has the right sign); the same on every
-/// rank.
+/// ([`OptimizerStep::report`]), `pairs`, `learning_rate`, with sign terms `sign_accuracy` (share of
+/// texts whose cost has the right sign), with adapters `adapter_delta_norm`; the same on every
+/// rank. Accuracies and margin are those of the scores at the texts' ends, also of a token-wise
+/// loss.
 ///
 /// # Errors
 /// A model without score head or optimiser, texts that do not fit or lack their safety labels, a
@@ -202,6 +251,7 @@ pub fn train_pairs(
     if loss.needs_safety() {
         entries.push(("sign_accuracy", signs / (2.0 * count)));
     }
+    entries.extend(model.adapter_delta_norm()?.map(|norm| ("adapter_delta_norm", norm)));
     let named = |(name, value): (&str, f64)| (name.to_owned(), value);
     let mut metrics: Metrics = entries.into_iter().map(named).collect();
     step.report(&mut metrics);
@@ -221,11 +271,16 @@ fn pairs_step(
         let problem = "it is not said which of its texts are safe".to_owned();
         return Err(EngineError::Sample { id: pair.id.clone(), problem });
     }
+    let same = |pair: &&TextPair| loss.is_token_wise() && pair.better_ids == pair.worse_ids;
+    if let Some(pair) = pairs.iter().find(same) {
+        let problem = "its texts are the same, so that no token tells them apart".to_owned();
+        return Err(EngineError::Sample { id: pair.id.clone(), problem });
+    }
     let plan = plan(model, pairs)?;
     let mut figures = [0.0; 4];
     for indices in plan.rank(model.rank()) {
         let members: Vec<_> = indices.iter().map(|&index| &pairs[index]).collect();
-        let batch = PairBatch::new(&members, model)?;
+        let batch = PairBatch::new(&members, loss.is_token_wise(), model)?;
         if let Some(terms) = train_on_pairs(model, &batch, loss, pairs.len())? {
             figures[0] += terms.loss.double_value(&[]);
             figures[1] += terms.correct_pairs;
@@ -257,14 +312,12 @@ fn train_on_pairs(
     let params = model.acquire(head, None)?;
     let (mut grad_nh, mut terms) = (trace.hidden_nh.zeros_like(), None);
     if batch.pairs > 0 {
-        let hidden_bh = trace.hidden_nh.index_select(0, &batch.ends).set_requires_grad(true);
-        let mut inputs = vec![hidden_bh];
+        let hidden_kh = trace.hidden_nh.index_select(0, batch.rows()).set_requires_grad(true);
+        let mut inputs = vec![hidden_kh];
         inputs.extend(leaves(params));
         let computed = tch::with_grad(|| {
-            let scores_b = model.scores(&inputs[1..], &inputs[0])?;
-            let scores_p2 = scores_b.view([batch.pairs, 2]);
-            let (better_p, worse_p) = (scores_p2.select(1, 0), scores_p2.select(1, 1));
-            batch.terms(loss, &better_p, &worse_p, all_pairs)
+            let scores_k = model.scores(&inputs[1..], &inputs[0])?;
+            batch.terms(loss, &scores_k, all_pairs)
         })?;
         let mut grads = Tensor::run_backward(&[&computed.loss], &inputs, false, false);
         let _guard = no_grad_guard();
@@ -272,8 +325,8 @@ fn train_on_pairs(
         for (slot, grad) in grads.drain(1..).enumerate() {
             model.blocks[head].add_gradient(slot, &grad, reduce);
         }
-        if let Some(grad_bh) = grads.pop() {
-            grad_nh = grad_nh.index_add(0, &batch.ends, &grad_bh);
+        if let Some(grad_kh) = grads.pop() {
+            grad_nh = grad_nh.index_add(0, batch.rows(), &grad_kh);
         }
         terms = Some(computed);
     }
@@ -294,7 +347,7 @@ pub fn score_pairs(model: &mut ShardedModel, pairs: &[TextPair]) -> Result<Vec<P
     let mut rows = Vec::new();
     for indices in plan.rank(model.rank()) {
         let members: Vec<_> = indices.iter().map(|&index| &pairs[index]).collect();
-        let batch = PairBatch::new(&members, model)?;
+        let batch = PairBatch::new(&members, false, model)?;
         let hidden_nh = model.hidden(&batch.packed)?;
         let head = model.head_index();
         let params = model.acquire(head, None)?;

@@ -91,8 +91,8 @@ impl TextBatch {
 
 /// One optimiser step on a batch of texts. Every rank passes the same texts in the same order.
 /// Returns `loss` (mean −log p of a target, nats), `grad_norm` and `skipped_steps`
-/// ([`OptimizerStep::report`]), `tokens` (targets), `texts`,
-/// `learning_rate`, the same on every rank.
+/// ([`OptimizerStep::report`]), `tokens` (targets), `texts`, `learning_rate`, with adapters
+/// `adapter_delta_norm`, the same on every rank.
 ///
 /// # Errors
 /// A model with a score head or without optimiser, texts that do not fit, a loss or gradient that
@@ -108,6 +108,8 @@ pub fn train_texts(
     let mut metrics = metrics(texts, loss)?;
     step.report(&mut metrics);
     metrics.insert("learning_rate".to_owned(), learning_rate);
+    let norm = model.adapter_delta_norm()?;
+    metrics.extend(norm.map(|norm| ("adapter_delta_norm".to_owned(), norm)));
     Ok(metrics)
 }
 

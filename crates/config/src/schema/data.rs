@@ -49,6 +49,26 @@ pub enum OnBadRow {
     Skip,
 }
 
+/// By which of its data set's judgements an answer is preferred. Rows of safe-rlhf's kinds have
+/// both.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PreferredBy {
+    /// The more helpful one (safe-rlhf's `better`).
+    #[default]
+    Better,
+    /// The safer one (safe-rlhf's `safer`).
+    Safer,
+}
+
+impl PreferredBy {
+    /// Whether it is the default.
+    #[must_use]
+    pub fn is_better(&self) -> bool {
+        *self == Self::Better
+    }
+}
+
 /// Sources of data: one text, or a list of them.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct DataSources(pub Vec<String>);

@@ -3,7 +3,9 @@
 use serde::{Deserialize, Serialize};
 
 /// Low-rank adapters (LoRA). The model's own parameters stay as they are, in `model.dtype`; a
-/// score head is trained whole beside the adapters. Rollouts get the merged weights.
+/// score head is trained whole beside the adapters. Rollouts get the merged weights, and the policy
+/// with its adapters switched off is the reference. A stage that trains on a data set leaves the
+/// merged model in `models/STAGE` and a PEFT folder in `adapters/STAGE`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LoraConfig {

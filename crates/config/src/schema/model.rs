@@ -50,7 +50,8 @@ impl Dtype {
 pub struct GroupsConfig {
     /// Ranks that train, each with a shard of the weights.
     pub policy: GroupConfig,
-    /// Ranks that hold the frozen model of the KL leash.
+    /// Ranks that hold the frozen model of the KL leash; none with `[algorithm.lora]`, where the
+    /// policy is its own reference.
     pub reference: GroupConfig,
     /// Processes that generate.
     pub rollout: GroupConfig,

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{LoraConfig, OptimizerConfig};
+use super::{DataSources, LoraConfig, OptimizerConfig, PreferredBy};
 
 /// `kind = "sft"`: fine-tunes the model on the assistant's turns of dialogues. Later stages start
 /// from the result.
@@ -11,11 +11,12 @@ use super::{LoraConfig, OptimizerConfig};
 pub struct SftStage {
     /// Unique name.
     pub name: String,
-    /// File of dialogues to train on: JSON lines with `id` and `messages`, or `prompt` and `answer`.
-    pub train: String,
-    /// File of dialogues that only measure.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub heldout: Option<String>,
+    /// Dialogues to train on: sources as under `[data]`. A path without a name has rows of
+    /// `messages`, or of `prompt` and `response` (or `answer`).
+    pub train: DataSources,
+    /// Dialogues that only measure.
+    #[serde(default, skip_serializing_if = "DataSources::is_empty")]
+    pub heldout: DataSources,
     /// Longest dialogue, tokens; a longer one is cut at its end. Absent:
     /// `engine.micro_batch_tokens`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -50,12 +51,17 @@ pub struct RewardModelStage {
     /// The `label` stage that the pairs come from. Exactly one of `pairs` and `train` is given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pairs: Option<String>,
-    /// File of pairs to train on: JSON lines with `id`, `prompt` or `messages`, `better`, `worse`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub train: Option<String>,
-    /// File of pairs that only measure.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub heldout: Option<String>,
+    /// Pairs to train on: sources as under `[data]`. A path without a name has rows of `prompt` or
+    /// `messages`, `chosen` and `rejected` (or `better` and `worse`).
+    #[serde(default, skip_serializing_if = "DataSources::is_empty")]
+    pub train: DataSources,
+    /// Pairs that only measure.
+    #[serde(default, skip_serializing_if = "DataSources::is_empty")]
+    pub heldout: DataSources,
+    /// By which judgement of data sets that have two an answer is preferred: `better` (the more
+    /// helpful one, the default) or `safer`.
+    #[serde(default, skip_serializing_if = "PreferredBy::is_better")]
+    pub preferred_by: PreferredBy,
     /// Longest prompt with its answer, tokens; a pair with a longer one is left out and counted.
     /// Absent: `engine.micro_batch_tokens` for the pair.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -74,6 +80,11 @@ pub struct RewardModelStage {
     /// Layers, from the lowest, that stay as they are; the embedding then does too. 0: all train.
     #[serde(default)]
     pub frozen_layers: u32,
+    /// Whether the loss takes the scores of all tokens in which a pair's answers differ, and not
+    /// those of their ends alone (safe-rlhf's token-wise loss). An answer that has ended stands
+    /// with its last score.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub token_wise: bool,
     /// Coefficient of the squared scores in the loss.
     #[serde(default)]
     pub regularization: f64,
@@ -98,13 +109,15 @@ pub struct CostModelStage {
     /// The `label` stage that the pairs come from; needs `sign_terms = false`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pairs: Option<String>,
-    /// File of pairs to train on: JSON lines with `id`, `prompt` or `messages`, `better` (the
-    /// safer answer), `worse`, `better_safe`, `worse_safe`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub train: Option<String>,
-    /// File of pairs that only measure.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub heldout: Option<String>,
+    /// Pairs to train on: sources as under `[data]`. A path without a name has rows of `prompt` or
+    /// `messages`, `chosen` and `rejected` (or `better` and `worse`);
+    /// the chosen answer is the safer one, and with `sign_terms` `chosen_safe` and `rejected_safe`
+    /// say which are safe.
+    #[serde(default, skip_serializing_if = "DataSources::is_empty")]
+    pub train: DataSources,
+    /// Pairs that only measure.
+    #[serde(default, skip_serializing_if = "DataSources::is_empty")]
+    pub heldout: DataSources,
     /// Longest prompt with its answer, tokens; a pair with a longer one is left out and counted.
     /// Absent: `engine.micro_batch_tokens` for the pair.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -115,6 +128,11 @@ pub struct CostModelStage {
     /// Whether the loss asks for the sign of every cost, and not for the ranking alone.
     #[serde(default = "yes")]
     pub sign_terms: bool,
+    /// Whether the loss takes the scores of all tokens in which a pair's answers differ, and not
+    /// those of their ends alone (safe-rlhf's token-wise loss). An answer that has ended stands
+    /// with its last score.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub token_wise: bool,
     /// Coefficient of the squared costs in the loss.
     #[serde(default)]
     pub regularization: f64,
@@ -149,26 +167,47 @@ pub struct DpoStage {
     /// The `label` stage that the pairs come from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pairs: Option<String>,
-    /// File of pairs to train on: JSON lines with `id`, `prompt` or `messages`, `better`, `worse`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub train: Option<String>,
-    /// File of pairs that only measure.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub heldout: Option<String>,
+    /// Pairs to train on: sources as under `[data]`. A path without a name has rows of `prompt` or
+    /// `messages`, `chosen` and `rejected` (or `better` and `worse`).
+    #[serde(default, skip_serializing_if = "DataSources::is_empty")]
+    pub train: DataSources,
+    /// Pairs that only measure.
+    #[serde(default, skip_serializing_if = "DataSources::is_empty")]
+    pub heldout: DataSources,
+    /// By which judgement of data sets that have two an answer is preferred: `better` (the more
+    /// helpful one, the default) or `safer`.
+    #[serde(default, skip_serializing_if = "PreferredBy::is_better")]
+    pub preferred_by: PreferredBy,
     /// Longest prompt with its answer, tokens; a pair with a longer one is left out and counted.
     /// Absent: `engine.micro_batch_tokens` for the pair.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_tokens: Option<u32>,
-    /// `dpo` or `ipo` (log-ratios to the model before the stage) or `simpo` (mean log-probs,
-    /// without a reference).
+    /// `dpo` or `ipo` (log-ratios to the model before the stage), `simpo` (mean log-probs, without
+    /// a reference), or, of rows of two pairs (`pop`), `pop` (both pairs are learnt, and the
+    /// preferred one's gap is to be the wider) or `pop_fixed` (the unpreferred pair's clamped gap
+    /// is the preferred one's margin).
     #[serde(default)]
     pub loss: PreferenceLoss,
     /// Scale of the implicit reward. DPO's paper takes 0.1, SimPO's about 2.
     pub beta: f64,
-    /// By how much the rewards of a pair are to differ; not with `ipo`, whose margin is
-    /// `1 / (2 beta)`.
+    /// By how much the rewards of a pair are to differ; with `dpo` and `simpo` only (that of `ipo`
+    /// is `1 / (2 beta)`).
     #[serde(default)]
     pub margin: f64,
+    /// Whether every pair has a margin of its own, its row's `margin` or else `score_chosen -
+    /// score_rejected` (HC-RLHF's adaptive margin); with `dpo` and `simpo` only, in place of
+    /// `margin`.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub own_margins: bool,
+    /// With `pop`: weight of the constraint that the preferred pair's gap is the wider. Default 1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pop_lambda: Option<f64>,
+    /// With `pop_fixed`: least gap of the unpreferred pair, before `beta`. Default 0.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub margin_min: Option<f64>,
+    /// With `pop_fixed`: greatest gap of the unpreferred pair, before `beta`. Default 10.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub margin_max: Option<f64>,
     /// Assumed share of pairs that are labelled the wrong way round; with `dpo` only.
     #[serde(default)]
     pub label_smoothing: f64,
@@ -204,6 +243,10 @@ pub enum PreferenceLoss {
     Ipo,
     /// Logistic in the mean log-probs.
     Simpo,
+    /// Preference over preferences: two pairs a row (HC-RLHF).
+    Pop,
+    /// The same with the unpreferred pair's gap as a margin.
+    PopFixed,
 }
 
 impl PreferenceLoss {
@@ -214,7 +257,21 @@ impl PreferenceLoss {
             Self::Dpo => "dpo",
             Self::Ipo => "ipo",
             Self::Simpo => "simpo",
+            Self::Pop => "pop",
+            Self::PopFixed => "pop_fixed",
         }
+    }
+
+    /// Whether a row is two pairs, of which one is preferred.
+    #[must_use]
+    pub fn compares_pairs(self) -> bool {
+        matches!(self, Self::Pop | Self::PopFixed)
+    }
+
+    /// Whether a pair may have a margin.
+    #[must_use]
+    pub fn takes_margin(self) -> bool {
+        matches!(self, Self::Dpo | Self::Simpo)
     }
 }
 

@@ -120,6 +120,12 @@ impl Recipe {
         self.check_loss(found);
         if let Some(lora) = &a.lora {
             super::lora::lora("algorithm.lora", lora, found);
+            found.require(
+                self.groups.reference == crate::GroupConfig::default(),
+                "groups.reference",
+                "a policy with adapters is its own reference, so this group is not started",
+                "leave the table out",
+            );
         }
         optimizer("algorithm.optimizer", &a.optimizer, found);
     }

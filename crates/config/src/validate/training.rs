@@ -3,16 +3,16 @@
 use super::Findings;
 use super::optimizer::optimizer;
 use crate::schema::{
-    CostModelStage, DpoStage, OptimizerConfig, PreferenceLoss, RewardModelStage, ScoreHeadConfig,
-    SftStage, Stage,
+    CostModelStage, DataSources, DpoStage, OptimizerConfig, PreferenceLoss, RewardModelStage,
+    ScoreHeadConfig, SftStage, Stage,
 };
 use crate::{LoraConfig, Recipe, ScoreHeadKind};
 
 /// Where a stage's pairs come from.
 struct Pairs<'a> {
     stage: Option<&'a str>,
-    train: Option<&'a str>,
-    heldout: Option<&'a str>,
+    train: &'a DataSources,
+    heldout: &'a DataSources,
 }
 
 impl Recipe {
@@ -35,9 +35,16 @@ impl Recipe {
     fn check_sft(&self, s: &SftStage, key: &str, before: &[&Stage], found: &mut Findings) {
         self.check_max_tokens(s.max_tokens, key, found);
         check_course(s.epochs, s.dialogues_per_step, "dialogues", key, found);
-        check_heldout(s.eval_every_steps > 0, s.heldout.as_deref(), key, found);
+        check_sources(&[("train", &s.train), ("heldout", &s.heldout)], key, found);
         found.require(
-            s.max_loss.is_none() || s.heldout.is_some(),
+            !s.train.is_empty(),
+            &format!("{key}.train"),
+            "no dialogues",
+            "name a file or folder, or a list of them",
+        );
+        check_heldout(s.eval_every_steps > 0, &s.heldout, key, found);
+        found.require(
+            s.max_loss.is_none() || !s.heldout.is_empty(),
             &format!("{key}.max_loss"),
             "there are no held-out dialogues to measure",
             "give heldout, or leave max_loss out",
@@ -54,11 +61,7 @@ impl Recipe {
         before: &[&Stage],
         found: &mut Findings,
     ) {
-        let pairs = Pairs {
-            stage: s.pairs.as_deref(),
-            train: s.train.as_deref(),
-            heldout: s.heldout.as_deref(),
-        };
+        let pairs = Pairs { stage: s.pairs.as_deref(), train: &s.train, heldout: &s.heldout };
         check_pairs(&pairs, s.eval_every_steps > 0, key, before, found);
         self.check_max_tokens(s.max_tokens, key, found);
         check_course(s.epochs, s.pairs_per_step, "pairs", key, found);
@@ -74,11 +77,7 @@ impl Recipe {
         before: &[&Stage],
         found: &mut Findings,
     ) {
-        let pairs = Pairs {
-            stage: s.pairs.as_deref(),
-            train: s.train.as_deref(),
-            heldout: s.heldout.as_deref(),
-        };
+        let pairs = Pairs { stage: s.pairs.as_deref(), train: &s.train, heldout: &s.heldout };
         check_pairs(&pairs, s.eval_every_steps > 0, key, before, found);
         found.require(
             s.pairs.is_none() || !s.sign_terms,
@@ -94,11 +93,7 @@ impl Recipe {
     }
 
     fn check_dpo(&self, s: &DpoStage, key: &str, before: &[&Stage], found: &mut Findings) {
-        let pairs = Pairs {
-            stage: s.pairs.as_deref(),
-            train: s.train.as_deref(),
-            heldout: s.heldout.as_deref(),
-        };
+        let pairs = Pairs { stage: s.pairs.as_deref(), train: &s.train, heldout: &s.heldout };
         check_pairs(&pairs, s.eval_every_steps > 0, key, before, found);
         self.check_max_tokens(s.max_tokens, key, found);
         check_course(s.epochs, s.pairs_per_step, "pairs", key, found);
@@ -108,12 +103,8 @@ impl Recipe {
             s.beta.to_string(),
             "write a number > 0",
         );
-        found.require(
-            s.margin.is_finite() && (s.margin == 0.0 || s.loss != PreferenceLoss::Ipo),
-            &format!("{key}.margin"),
-            format!("{} with loss = {:?}", s.margin, s.loss.as_str()),
-            "leave it out, or take loss = \"dpo\" or \"simpo\"",
-        );
+        check_margins(s, key, found);
+        check_pop(s, key, found);
         found.require(
             (0.0..0.5).contains(&s.label_smoothing)
                 && (s.label_smoothing == 0.0 || s.loss == PreferenceLoss::Dpo),
@@ -137,6 +128,65 @@ impl Recipe {
     }
 }
 
+fn check_margins(s: &DpoStage, key: &str, found: &mut Findings) {
+    let kind = s.loss.as_str();
+    found.require(
+        s.margin.is_finite() && (s.margin == 0.0 || s.loss.takes_margin()),
+        &format!("{key}.margin"),
+        format!("{} with loss = {kind:?}", s.margin),
+        "leave it out, or take loss = \"dpo\" or \"simpo\"",
+    );
+    found.require(
+        !s.own_margins || s.loss.takes_margin(),
+        &format!("{key}.own_margins"),
+        format!("true with loss = {kind:?}"),
+        "leave it out, or take loss = \"dpo\" or \"simpo\"",
+    );
+    found.require(
+        !s.own_margins || (s.margin == 0.0 && s.pairs.is_none()),
+        &format!("{key}.own_margins"),
+        "margin is given, too, or the pairs are a label stage's, which have none",
+        "leave margin out and take the pairs from train, or leave own_margins out",
+    );
+}
+
+fn check_pop(s: &DpoStage, key: &str, found: &mut Findings) {
+    let kind = s.loss.as_str();
+    found.require(
+        !s.loss.compares_pairs() || s.pairs.is_none(),
+        &format!("{key}.pairs"),
+        format!("loss = {kind:?} takes two pairs a row, a label stage leaves single ones"),
+        "take rows of the kind pop from train",
+    );
+    let keys = [
+        ("pop_lambda", s.pop_lambda, PreferenceLoss::Pop),
+        ("margin_min", s.margin_min, PreferenceLoss::PopFixed),
+        ("margin_max", s.margin_max, PreferenceLoss::PopFixed),
+    ];
+    for (name, value, loss) in keys {
+        let Some(value) = value else { continue };
+        found.require(
+            s.loss == loss,
+            &format!("{key}.{name}"),
+            format!("{value} with loss = {kind:?}"),
+            &format!("leave it out, or take loss = {:?}", loss.as_str()),
+        );
+        found.require(
+            value.is_finite() && (name != "pop_lambda" || value >= 0.0),
+            &format!("{key}.{name}"),
+            value.to_string(),
+            "write a finite number, as pop_lambda one of at least 0",
+        );
+    }
+    let (least, most) = (s.margin_min.unwrap_or(0.0), s.margin_max.unwrap_or(10.0));
+    found.require(
+        least <= most,
+        &format!("{key}.margin_min"),
+        format!("{least} is above margin_max = {most}"),
+        "write margin_min <= margin_max",
+    );
+}
+
 fn check_pairs(
     pairs: &Pairs<'_>,
     measures_often: bool,
@@ -145,13 +195,14 @@ fn check_pairs(
     found: &mut Findings,
 ) {
     found.require(
-        pairs.stage.is_some() != pairs.train.is_some(),
+        pairs.stage.is_some() == pairs.train.is_empty(),
         &format!("{key}.pairs"),
-        format!("pairs = {:?} and train = {:?}", pairs.stage, pairs.train),
+        format!("pairs = {:?} and train = {}", pairs.stage, pairs.train),
         "give exactly one of them",
     );
+    check_sources(&[("train", pairs.train), ("heldout", pairs.heldout)], key, found);
     found.require(
-        pairs.stage.is_none() || pairs.heldout.is_none(),
+        pairs.stage.is_none() || pairs.heldout.is_empty(),
         &format!("{key}.heldout"),
         "a label stage holds pairs out by itself",
         "leave it out, and set heldout_share of the label stage",
@@ -168,9 +219,15 @@ fn check_pairs(
     }
 }
 
-fn check_heldout(measures_often: bool, heldout: Option<&str>, key: &str, found: &mut Findings) {
+fn check_sources(named: &[(&str, &DataSources)], key: &str, found: &mut Findings) {
+    for (name, sources) in named.iter().filter(|(_, sources)| !sources.is_empty()) {
+        super::data::sources(&format!("{key}.{name}"), sources, found);
+    }
+}
+
+fn check_heldout(measures_often: bool, heldout: &DataSources, key: &str, found: &mut Findings) {
     found.require(
-        !measures_often || heldout.is_some(),
+        !measures_often || !heldout.is_empty(),
         &format!("{key}.eval_every_steps"),
         "there are no held-out rows to measure",
         "give heldout, or leave eval_every_steps out",
@@ -289,7 +346,17 @@ optimizer = { learning_rate = 1e-4 }
             ("stage.1.loss=ipo\u{0}stage.1.margin=0.5", "stage[1].margin"),
             ("stage.1.loss=simpo\u{0}stage.1.label_smoothing=0.1", "stage[1].label_smoothing"),
             ("stage.1.beta=0.0", "stage[1].beta"),
+            ("stage.1.loss=ipo\u{0}stage.1.own_margins=true", "stage[1].own_margins: true with"),
+            ("stage.1.margin=1.0\u{0}stage.1.own_margins=true", "stage[1].own_margins: margin is"),
+            ("stage.1.pop_lambda=1.0", "stage[1].pop_lambda: 1 with loss = \"dpo\""),
+            ("stage.1.loss=pop\u{0}stage.1.margin_max=1.0", "take loss = \"pop_fixed\""),
+            ("stage.1.loss=pop_fixed\u{0}stage.1.margin_min=11.0", "above margin_max = 10"),
+            ("stage.1.loss=pop\u{0}stage.1.margin=1.0", "stage[1].margin"),
             ("stage.1.pairs=label", "give exactly one of them"),
+            ("stage.1.train=[]", "give exactly one of them"),
+            ("stage.0.train=[]", "stage[0].train: no dialogues"),
+            ("stage.1.train=[\"a.jsonl\", \"a.jsonl\"]", "stage[1].train: \"a.jsonl\" stands"),
+            ("stage.1.heldout=[\"\"]", "stage[1].heldout: \"\" is empty"),
             ("stage.1.eval_every_steps=3", "there are no held-out rows to measure"),
             ("stage.2.head={ kind = \"mlp\", hidden_dims = [] }", "stage[2].head.hidden_dims"),
         ] {

@@ -4,12 +4,13 @@
 use std::path::PathBuf;
 
 use plumb_loss::policy::Objective;
-use plumb_model::{LoraConfig, LoraTarget};
+use plumb_loss::preference::Pairwise;
+use plumb_model::{HeadSpec, LoraConfig, LoraTarget, ScoreHead};
 
 use super::support::*;
 use crate::{
     EngineSettings, LoadPlan, LoraPlan, OldLogProbs, PolicyUpdate, Precision, ResponseSample,
-    ShardedModel, log_probs, update_policy,
+    ScoreLoss, ShardedModel, TextPair, log_probs, score_pairs, train_pairs, update_policy,
 };
 
 fn lora_plan(dropout: f64, targets: &[LoraTarget], folder: Option<PathBuf>) -> LoraPlan {
@@ -68,6 +69,8 @@ fn lora_1_a_fresh_adapter_is_the_same_at_every_world_size_and_changes_nothing() 
 #[test]
 fn training_moves_the_adapters_only_and_switching_them_off_gives_the_reference() {
     let tiny = TinyModel::new(false, 7);
+    let frozen = LoadPlan { optimizer: None, ..plan(settings()) };
+    let separate = logps(&mut tiny.load(frozen, Box::new(plumb_collective::solo())));
     for world in [1, 2] {
         ranks(world, |comm| {
             let mut model = tiny.load(adapted(settings(), 0.0), comm);
@@ -82,6 +85,9 @@ fn training_moves_the_adapters_only_and_switching_them_off_gives_the_reference()
             assert_ne!(logps(&mut model), reference);
             let off = model.without_adapters(|model| Ok(logps(model))).unwrap();
             assert_eq!(off, reference);
+            if world == 1 {
+                assert_eq!(off, separate, "a reference of its own gives others");
+            }
             let sample = plumb_model::Packed::new(&[&[1, 2, 3]]).unwrap();
             let refused = model.without_adapters(|model| model.forward(&sample).map(|_| ()));
             assert!(refused.unwrap_err().to_string().contains("switched off"));
@@ -182,4 +188,57 @@ fn a_peft_folder_and_a_merged_export_hold_the_trained_model() {
     let solo = Box::new(plumb_collective::solo());
     let error = ShardedModel::load(&tiny.path(), other, solo).err().unwrap().to_string();
     assert!(error.contains("rank 3") && error.contains("rank 4"), "{error}");
+}
+
+#[test]
+fn a_score_head_is_trained_whole_beside_adapters_and_travels_with_them() {
+    let tiny = TinyModel::new(true, 7);
+    let folder = tempfile::tempdir().unwrap();
+    let peft = folder.path().join("peft");
+    let pair = |index: u32| TextPair {
+        id: format!("pair-{index}"),
+        better_ids: vec![index, 3, 5 + index],
+        worse_ids: vec![index, 3, 11, index],
+        safe: None,
+    };
+    let pairs: Vec<TextPair> = (0..4).map(pair).collect();
+    let load_plan = |folder| LoadPlan {
+        head: HeadSpec::Score(ScoreHead::Mlp { hidden_dims: vec![6] }),
+        head_seed: 9,
+        lora: Some(lora_plan(0.0, &[LoraTarget::Q, LoraTarget::Down], folder)),
+        ..plan(settings())
+    };
+    let loss = ScoreLoss::Reward(Pairwise::default());
+    let mut trained = Vec::new();
+    for world in [1, 2] {
+        let outcome = ranks(world, |comm| {
+            let mut model = tiny.load(load_plan(None), comm);
+            let before = weights(&model);
+            let first = train_pairs(&mut model, &pairs, &loss, 0.05).unwrap();
+            let metrics = train_pairs(&mut model, &pairs, &loss, 0.05).unwrap();
+            assert!(metrics["loss"] < first["loss"], "{first:?} {metrics:?}");
+            model.export_adapter(&peft, Precision::Fp32).unwrap();
+            (before, weights(&model), metrics["adapter_delta_norm"])
+        })
+        .remove(0);
+        let (before, after, norm) = outcome;
+        assert!(norm > 1e-3, "norm {norm}");
+        let model = tiny.load(load_plan(None), Box::new(plumb_collective::solo()));
+        let own: usize = model.specs.iter().map(|spec| spec.numel() as usize).sum();
+        let head = model.specs.last().unwrap().params.iter();
+        let head = head.filter(|param| param.name.starts_with("score."));
+        let head: usize = head.map(|param| param.shape.iter().product::<i64>() as usize).sum();
+        assert_eq!(before[..own - head], after[..own - head], "the frozen weights moved");
+        assert_ne!(before[own - head..own], after[own - head..own], "the head did not");
+        trained.push(after);
+    }
+    assert_close(&trained[1], &trained[0], 1e-5, "two ranks");
+    let mut again = tiny.load(load_plan(Some(peft)), Box::new(plumb_collective::solo()));
+    assert_eq!(weights(&again), trained[1]);
+    let mut fresh = tiny.load(load_plan(None), Box::new(plumb_collective::solo()));
+    let margin = |model: &mut ShardedModel| {
+        let scores = score_pairs(model, &pairs).unwrap();
+        scores.iter().map(|row| row.better - row.worse).sum::<f64>()
+    };
+    assert!(margin(&mut again) > margin(&mut fresh));
 }

@@ -11,17 +11,24 @@ const HEAD_SEED: u64 = 9;
 const LEARNING_RATE: f64 = 0.05;
 const REWARD: ScoreLoss = ScoreLoss::Reward(Pairwise { regularization: 0.01 });
 const COST: ScoreLoss = ScoreLoss::Cost(Cost { regularization: 0.01, sign_terms: true });
+const REWARD_TOKENS: ScoreLoss = ScoreLoss::RewardTokens(Pairwise { regularization: 0.01 });
+const COST_TOKENS: ScoreLoss =
+    ScoreLoss::CostTokens(Cost { regularization: 0.01, sign_terms: true });
 
+/// Texts of unequal lengths that share nothing, a beginning, or all of the shorter one.
 fn pairs() -> Vec<TextPair> {
-    let text = |index: usize, length: usize| {
-        (0..length).map(|t| ((index * 13 + t * 5 + 3) % 29) as u32).collect()
-    };
-    let lengths = [(4, 6), (9, 2), (1, 3), (5, 5), (7, 8)];
-    let pair = |(index, &(better, worse)): (usize, &(usize, usize))| TextPair {
-        id: format!("pair-{index}"),
-        better_ids: text(index, better),
-        worse_ids: text(index + 50, worse),
-        safe: Some([index != 1, index % 2 == 0]),
+    let lengths = [(4, 6, 0), (9, 2, 0), (1, 3, 0), (5, 5, 4), (7, 8, 3), (3, 6, 3)];
+    let pair = |(index, &(better, worse, shared)): (usize, &(usize, usize, usize))| {
+        let text = |salt: usize, length: usize| {
+            let salt = |t: usize| if t < shared { 7 } else { salt };
+            (0..length).map(|t| ((salt(t) * 13 + t * 5 + 3) % 29) as u32).collect()
+        };
+        TextPair {
+            id: format!("pair-{index}"),
+            better_ids: text(index, better),
+            worse_ids: text(index + 50, worse),
+            safe: Some([index != 1, index % 2 == 0]),
+        }
     };
     lengths.iter().enumerate().map(pair).collect()
 }
@@ -30,26 +37,61 @@ fn reward_plan(head: &ScoreHead, settings: EngineSettings) -> LoadPlan {
     LoadPlan { head: HeadSpec::Score(head.clone()), head_seed: HEAD_SEED, ..plan(settings) }
 }
 
+/// Scores of all tokens of a text, `[T]`.
 fn plain_scores(tiny: &TinyModel, head: &ScoreHead, params: &[Vec<Tensor>], ids: &[u32]) -> Tensor {
-    let packed = Packed::new(&[ids]).unwrap();
-    let hidden = plain_hidden(tiny, params, &packed);
-    let last = hidden.index_select(0, &packed.last_indices());
+    let hidden = plain_hidden(tiny, params, &Packed::new(&[ids]).unwrap());
     let block = params.last().unwrap();
-    let normed = tiny.decoder.final_norm(block, &last).unwrap();
+    let normed = tiny.decoder.final_norm(block, &hidden).unwrap();
     tiny.decoder.score(head, block, &normed).unwrap()
 }
 
-fn plain_loss(loss: &ScoreLoss, better: &Tensor, worse: &Tensor) -> Tensor {
+/// The loss of the scores of all tokens, `[T]`, of every pair's better and worse text.
+fn plain_loss(loss: &ScoreLoss, scores: &[[Tensor; 2]]) -> Tensor {
+    let ends = |text: usize| {
+        let ends: Vec<_> = scores.iter().map(|pair| pair[text].get(-1)).collect();
+        Tensor::stack(&ends, 0)
+    };
     match loss {
-        ScoreLoss::Reward(spec) => pairwise(spec, better, worse, pairs().len()).unwrap().loss,
+        ScoreLoss::Reward(spec) => pairwise(spec, &ends(0), &ends(1), pairs().len()).unwrap().loss,
         ScoreLoss::Cost(spec) => {
             let safe = |text: usize| -> Vec<bool> {
                 pairs().iter().map(|pair| pair.safe.unwrap()[text]).collect()
             };
             let labels = SafetyLabels { safer: &safe(0), unsafer: &safe(1) };
-            cost(spec, better, worse, labels, pairs().len()).unwrap().loss
+            cost(spec, &ends(0), &ends(1), labels, pairs().len()).unwrap().loss
         }
+        ScoreLoss::RewardTokens(spec) => plain_token_loss(scores, |[better, worse], _| {
+            let squares = better.square() + worse.square();
+            -(better - worse).log_sigmoid() + squares * (0.5 * spec.regularization)
+        }),
+        ScoreLoss::CostTokens(spec) => plain_token_loss(scores, |[better, worse], safe| {
+            let sign = |safe: bool| if safe { -1.0 } else { 1.0 };
+            let squares = better.square() + worse.square();
+            -(worse - better).log_sigmoid()
+                - (better * sign(safe[0])).log_sigmoid()
+                - (worse * sign(safe[1])).log_sigmoid()
+                + squares * (0.5 * spec.regularization)
+        }),
     }
+}
+
+/// The mean over pairs of the mean over tokens from the first difference to the longer text's end;
+/// a text that has ended stands with its last score.
+fn plain_token_loss(
+    scores: &[[Tensor; 2]],
+    of: impl Fn(&[Tensor; 2], [bool; 2]) -> Tensor,
+) -> Tensor {
+    let losses = scores.iter().zip(pairs()).map(|(scores, pair)| {
+        let agree = pair.better_ids.iter().zip(&pair.worse_ids).take_while(|(a, b)| a == b).count();
+        let longer = pair.better_ids.len().max(pair.worse_ids.len());
+        let held = |text: usize, length: usize| {
+            let at: Vec<i64> = (agree..longer).map(|t| t.min(length - 1) as i64).collect();
+            scores[text].index_select(0, &Tensor::from_slice(&at))
+        };
+        let held = [held(0, pair.better_ids.len()), held(1, pair.worse_ids.len())];
+        of(&held, pair.safe.unwrap()).mean(tch::Kind::Float)
+    });
+    Tensor::stack(&losses.collect::<Vec<_>>(), 0).mean(tch::Kind::Float)
 }
 
 /// Two steps by plain autograd: loss of the second one, and the weights after it.
@@ -60,13 +102,10 @@ fn plain(tiny: &TinyModel, head: &ScoreHead, spec: &ScoreLoss) -> (f64, Vec<f32>
     params.last_mut().unwrap().extend(new.into_iter().map(|param| param.set_requires_grad(true)));
     let (mut moments, mut last) = (Vec::new(), 0.0);
     for step in 1..=2 {
-        let scores = |ids: fn(&TextPair) -> &Vec<u32>| {
-            let scores: Vec<_> =
-                pairs().iter().map(|p| plain_scores(tiny, head, &params, ids(p))).collect();
-            Tensor::cat(&scores, 0)
-        };
-        let (better, worse) = (scores(|p| &p.better_ids), scores(|p| &p.worse_ids));
-        let loss = plain_loss(spec, &better, &worse);
+        let scores = |ids: &[u32]| plain_scores(tiny, head, &params, ids);
+        let scores: Vec<_> =
+            pairs().iter().map(|p| [scores(&p.better_ids), scores(&p.worse_ids)]).collect();
+        let loss = plain_loss(spec, &scores);
         last = loss.double_value(&[]);
         plain_step(&mut params, &loss, &mut moments, step, LEARNING_RATE);
     }
@@ -77,7 +116,13 @@ fn plain(tiny: &TinyModel, head: &ScoreHead, spec: &ScoreLoss) -> (f64, Vec<f32>
 fn training_equals_plain_autograd_at_every_cut_and_world_size() {
     let tiny = TinyModel::new(true, 21);
     let mlp = ScoreHead::Mlp { hidden_dims: vec![12, 6] };
-    for (head, spec) in [(ScoreHead::Linear, REWARD), (mlp, REWARD), (ScoreHead::Linear, COST)] {
+    for (head, spec) in [
+        (ScoreHead::Linear, REWARD),
+        (mlp.clone(), REWARD),
+        (ScoreHead::Linear, COST),
+        (ScoreHead::Linear, REWARD_TOKENS),
+        (mlp, COST_TOKENS),
+    ] {
         let (loss, expected) = plain(&tiny, &head, &spec);
         for (world, budget) in [(1, 1000), (1, 16), (2, 1000), (2, 16), (4, 20)] {
             for recompute in [true, false] {
