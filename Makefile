@@ -17,7 +17,7 @@ export OMP_NUM_THREADS ?= 1
 MODEL := .assets/smollm2-135m-instruct
 PLUMB := target/debug/plumb
 
-.PHONY: help setup build quickstart explain test fmt clippy deny layers golden parity bench-algo bench-train gpu-check fuzz clean-run
+.PHONY: help setup build quickstart explain test fmt clippy deny layers golden parity bench-algo bench-train bench-memory gpu-check fuzz clean-run
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -81,6 +81,10 @@ bench-algo: ## Advantages of a big batch beside one pass over memory; BENCH="--p
 bench-train: setup .venv-bench/ready ## Training steps beside PyTorch (in a virtual environment of its own), a JSON line per figure
 	@cargo build --quiet -p plumb-bench-train
 	@target/debug/plumb-bench-train --python .venv-bench/bin/python $(BENCH)
+
+bench-memory: setup ## Peak memory of training ranks beside the prediction, a JSON line per figure
+	@cargo build --quiet -p plumb-bench-memory
+	@target/debug/plumb-bench-memory --check $(BENCH)
 
 gpu-check: build ## What needs a GPU; says aloud when there is none
 	@cargo test -p plumb-torch -p plumb-collective -p plumb-model -p plumb-engine --lib -- gpu --nocapture

@@ -20,7 +20,7 @@ use std::sync::Arc;
 use anyhow::Context;
 use clap::{Parser, Subcommand};
 use plumb_proto::actor::actor_service_server::ActorServiceServer;
-use plumb_runtime::{Bootstrap, DeviceThread, MAX_MESSAGE_BYTES, Worker};
+use plumb_runtime::{Bootstrap, DeviceThread, MAX_MESSAGE_BYTES, ProbeFunctions, Worker};
 use tonic::service::Routes;
 
 use crate::groups::Groups;
@@ -85,8 +85,12 @@ fn main() -> ExitCode {
 }
 
 fn serve() -> anyhow::Result<()> {
+    let frugal = plumb_torch::allocator::keep_resident_memory_small();
     let bootstrap = Bootstrap::from_stdin()?;
     plumb_telemetry::log::to_stderr(&bootstrap.log_filter, plumb_telemetry::log::Format::Text)?;
+    if let Err(error) = frugal {
+        tracing::warn!(%error, "memory may stay resident after it was freed");
+    }
     // Before any other libtorch call: it registers the CUDA backend.
     let device = convert::device(&bootstrap.device)?;
     if matches!(device, tch::Device::Cuda(_)) {
@@ -105,6 +109,15 @@ fn serve() -> anyhow::Result<()> {
 async fn run(bootstrap: Bootstrap, device: tch::Device) -> anyhow::Result<()> {
     let worker = Worker::start(bootstrap).await?;
     let context = worker.context().clone();
+    if let tch::Device::Cuda(index) = device {
+        let peak_bytes = move || plumb_torch::device::memory(index).map_or(0, |m| m.peak_bytes);
+        let reset = move || {
+            if let Err(error) = plumb_torch::device::reset_peak(index) {
+                tracing::debug!(%error, "the peak of device memory cannot be reset");
+            }
+        };
+        context.phase().measure_with(Arc::new(ProbeFunctions { peak_bytes, reset }));
+    }
     let thread = DeviceThread::spawn(context.worker_id().as_str(), move || ActorRole::new(device))?;
     let groups = Arc::new(Groups::new(context.clone(), thread.clone()));
     let server = ActorServiceServer::new(ActorServer::new(context, thread, Arc::clone(&groups)))

@@ -8,7 +8,7 @@
 //!   last lines of its stderr.
 //! - **AG-4**: a secret reaches a worker on its stdin, never in its arguments or environment.
 
-mod node;
+pub(crate) mod node;
 mod output;
 mod process;
 mod service;

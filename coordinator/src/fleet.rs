@@ -7,6 +7,7 @@
 pub mod checkpoint;
 mod figures;
 mod group;
+pub mod memory;
 mod optimizer;
 pub mod policy;
 pub mod recovery;
@@ -44,6 +45,8 @@ pub struct Fleet {
     /// How often each role's group was placed. Processes of a released group may still be ending
     /// when the next one is placed, so that each placing has names of its own.
     placings: std::sync::Mutex<BTreeMap<Role, u32>>,
+    /// Figures of released groups that nobody has taken yet.
+    peaks: std::sync::Mutex<BTreeMap<Role, memory::PeakBytes>>,
 }
 
 impl Fleet {
@@ -57,8 +60,8 @@ impl Fleet {
         log_dir: PathBuf,
         cancel: CancellationToken,
     ) -> Self {
-        let (groups, placings) = Default::default();
-        Self { cluster, job, prefix, recipe, log_dir, cancel, groups, placings }
+        let (groups, placings, peaks) = Default::default();
+        Self { cluster, job, prefix, recipe, log_dir, cancel, groups, placings, peaks }
     }
 
     /// The cluster.
@@ -108,6 +111,7 @@ impl Fleet {
     pub async fn release(&self, role: Role) {
         let group = self.groups.lock().await.remove(&role);
         if let Some(group) = group {
+            self.note_peak_bytes(&group).await;
             group.release();
         }
     }

@@ -3,6 +3,7 @@
 pub mod error;
 pub mod events;
 pub mod folder;
+pub mod footprint;
 pub mod log;
 pub mod runner;
 pub mod service;

@@ -4,7 +4,8 @@
 
 use std::path::PathBuf;
 
-const SOURCES: [&str; 5] = ["tensor.cpp", "device.cpp", "store.cpp", "gloo.cpp", "paged.cpp"];
+const SOURCES: [&str; 6] =
+    ["tensor.cpp", "device.cpp", "allocator.cpp", "store.cpp", "gloo.cpp", "paged.cpp"];
 const HEADERS: [&str; 4] = ["shim.h", "store.h", "paged_kernel.h", "paged_kernel.cpp"];
 
 /// Instruction sets that the attention kernel is compiled for; `paged.cpp` picks one at run time.

@@ -8,7 +8,7 @@ use anyhow::Context;
 use plumb_proto::reward::reward_service_server::RewardServiceServer;
 use plumb_reward_worker::models::Models;
 use plumb_reward_worker::service::{NoGroups, RewardServer};
-use plumb_runtime::{Bootstrap, DeviceThread, MAX_MESSAGE_BYTES, Worker};
+use plumb_runtime::{Bootstrap, DeviceThread, MAX_MESSAGE_BYTES, ProbeFunctions, Worker};
 use tch::Device;
 use tonic::service::Routes;
 
@@ -27,8 +27,12 @@ fn main() -> ExitCode {
 }
 
 fn serve() -> anyhow::Result<()> {
+    let frugal = plumb_torch::allocator::keep_resident_memory_small();
     let bootstrap = Bootstrap::from_stdin()?;
     plumb_telemetry::log::to_stderr(&bootstrap.log_filter, plumb_telemetry::log::Format::Text)?;
+    if let Err(error) = frugal {
+        tracing::warn!(%error, "memory may stay resident after it was freed");
+    }
     let device = parse_device(&bootstrap.device)?;
     if matches!(device, Device::Cuda(_)) {
         // Before any other libtorch call: loading registers the CUDA kernels.
@@ -46,6 +50,15 @@ fn serve() -> anyhow::Result<()> {
 async fn run(bootstrap: Bootstrap, device: Device) -> anyhow::Result<()> {
     let worker = Worker::start(bootstrap).await?;
     let context = worker.context().clone();
+    if let Device::Cuda(index) = device {
+        let peak_bytes = move || plumb_torch::device::memory(index).map_or(0, |m| m.peak_bytes);
+        let reset = move || {
+            if let Err(error) = plumb_torch::device::reset_peak(index) {
+                tracing::debug!(%error, "the peak of device memory cannot be reset");
+            }
+        };
+        context.phase().measure_with(Arc::new(ProbeFunctions { peak_bytes, reset }));
+    }
     let thread = DeviceThread::spawn(context.worker_id().as_str(), move || Models::new(device))?;
     let server = RewardServiceServer::new(RewardServer::new(context, thread))
         .max_decoding_message_size(MAX_MESSAGE_BYTES)

@@ -59,7 +59,7 @@ const WORKER: &[&str] = &[
 ];
 
 /// Packages of whole-system tests and benches may import anything.
-const TESTS: &[&str] = &["plumb-tests", "plumb-golden", "plumb-bench-train"];
+const TESTS: &[&str] = &["plumb-tests", "plumb-golden", "plumb-bench-train", "plumb-bench-memory"];
 
 /// Package -> the workspace packages that it needs to build (not only to test).
 pub(crate) type Imports = BTreeMap<String, BTreeSet<String>>;

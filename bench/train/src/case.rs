@@ -1,18 +1,11 @@
 //! What is measured.
 
+use crate::model::Size;
+
 /// Rows of a batch.
 const ROWS: usize = 16;
 /// Longest row.
 const MAX_TOKENS: usize = 256;
-
-/// Which model.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Size {
-    /// About 11 million parameters.
-    M10,
-    /// About 53 million.
-    M50,
-}
 
 /// How long the rows are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -97,15 +90,5 @@ impl Case {
             (0..tokens).map(|_| 3 + draw(vocabulary - 3) as u32).collect()
         };
         (0..ROWS).map(|index| row(index, &mut draw)).collect()
-    }
-}
-
-impl Size {
-    /// Number of tokens in the vocabulary.
-    pub(crate) fn vocabulary(self) -> u64 {
-        match self {
-            Self::M10 => 8192,
-            Self::M50 => 16384,
-        }
     }
 }

@@ -55,6 +55,8 @@ struct Figure {
 
 fn main() -> Result<()> {
     let arguments = Arguments::parse();
+    // As the workers do.
+    plumb_torch::allocator::keep_resident_memory_small()?;
     let mut speeds: BTreeMap<String, (f64, f64)> = BTreeMap::new();
     let mut missed = Vec::new();
     for case in Case::all().into_iter().filter(|case| case.name().contains(&arguments.only)) {

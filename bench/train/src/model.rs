@@ -7,7 +7,24 @@ use plumb_model::export::{DEFAULT_SHARD_BYTES, Writer};
 use plumb_model::{Decoder, HeadSpec, ModelConfig, random_blocks};
 use tch::Kind;
 
-use crate::case::Size;
+/// Which model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Size {
+    /// About 11 million parameters.
+    M10,
+    /// About 53 million.
+    M50,
+}
+
+/// Its widths and counts.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Widths {
+    pub(crate) hidden: u64,
+    pub(crate) intermediate: u64,
+    pub(crate) layers: u64,
+    pub(crate) heads: u64,
+    pub(crate) kv_heads: u64,
+}
 
 /// Writes a Qwen2 of the given size.
 pub(crate) fn write(size: Size, folder: &Path) -> Result<()> {
@@ -34,10 +51,7 @@ pub(crate) fn write(size: Size, folder: &Path) -> Result<()> {
 }
 
 fn config(size: Size) -> String {
-    let (hidden, intermediate, layers, heads, kv_heads) = match size {
-        Size::M10 => (320, 864, 8, 5, 1),
-        Size::M50 => (512, 1408, 16, 8, 2),
-    };
+    let Widths { hidden, intermediate, layers, heads, kv_heads } = size.widths();
     let vocabulary = size.vocabulary();
     format!(
         r#"{{"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2",
@@ -48,4 +62,23 @@ fn config(size: Size) -> String {
             "rope_theta": 10000.0, "tie_word_embeddings": true, "bos_token_id": 1,
             "eos_token_id": 2, "use_sliding_window": false}}"#
     )
+}
+
+impl Size {
+    /// Widths and counts.
+    pub(crate) fn widths(self) -> Widths {
+        let (hidden, intermediate, layers, heads, kv_heads) = match self {
+            Self::M10 => (320, 864, 8, 5, 1),
+            Self::M50 => (512, 1408, 16, 8, 2),
+        };
+        Widths { hidden, intermediate, layers, heads, kv_heads }
+    }
+
+    /// Number of tokens in the vocabulary.
+    pub(crate) fn vocabulary(self) -> u64 {
+        match self {
+            Self::M10 => 8192,
+            Self::M50 => 16384,
+        }
+    }
 }

@@ -28,7 +28,7 @@ pub(super) fn own_folder() -> Result<PathBuf, NodeError> {
 }
 
 /// CPUs, memory and GPUs of this node.
-pub(super) fn resources(cpus: Option<u32>) -> Result<Resources, NodeError> {
+pub(crate) fn resources(cpus: Option<u32>) -> Result<Resources, NodeError> {
     let unknown = |what, reason: String| NodeError::Unknown { what, reason };
     let cpus = match cpus {
         Some(cpus) => cpus,

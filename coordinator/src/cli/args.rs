@@ -20,7 +20,7 @@ pub(super) struct Args {
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
     /// Run a recipe on a cluster of its own on this machine.
-    Train(TrainArgs),
+    Train(LocalTrainArgs),
     /// Serve as the coordinator of a cluster.
     Coordinator(CoordinatorArgs),
     /// Serve as the agent of this node.
@@ -30,7 +30,7 @@ pub(super) enum Command {
     /// List the nodes of a cluster and their workers.
     Nodes(ClientArgs),
     /// Print what follows from a recipe: batches, tokens, memory.
-    Explain(RecipeArgs),
+    Explain(ExplainArgs),
     /// Check this node before a job does, and say what to fix.
     Doctor(DoctorArgs),
     /// Turn a GGUF or llama2.c file into a Hugging Face folder.
@@ -53,6 +53,32 @@ pub(super) struct RecipeArgs {
     /// Override a key, for example `--set algorithm.steps=10`.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub(super) set: Vec<Override>,
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct MemoryArgs {
+    /// Main memory to reckon with, GiB; by default what this machine has.
+    #[arg(long, value_name = "GIB")]
+    pub(super) memory_gib: Option<f64>,
+    /// Only warn when the processes are reckoned to need more memory than there is.
+    #[arg(long)]
+    pub(super) ignore_memory: bool,
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct ExplainArgs {
+    #[command(flatten)]
+    pub(super) recipe: RecipeArgs,
+    #[command(flatten)]
+    pub(super) memory: MemoryArgs,
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct LocalTrainArgs {
+    #[command(flatten)]
+    pub(super) train: TrainArgs,
+    #[command(flatten)]
+    pub(super) memory: MemoryArgs,
 }
 
 #[derive(Debug, clap::Args)]

@@ -23,7 +23,7 @@ const CANCEL_PATIENCE: Duration = Duration::from_secs(20);
 /// A recipe that was read and checked, ready to be submitted.
 pub(super) struct Submission {
     recipe: Recipe,
-    base_dir: PathBuf,
+    pub(super) base_dir: PathBuf,
     pub(super) run_dir: PathBuf,
 }
 
@@ -39,6 +39,11 @@ impl Submission {
         let run_dir = std::path::absolute(&run_dir)
             .with_context(|| format!("find the run folder {}", run_dir.display()))?;
         Ok(Self { recipe, base_dir, run_dir })
+    }
+
+    /// The recipe.
+    pub(super) fn recipe(&self) -> &Recipe {
+        &self.recipe
     }
 
     /// Submits and follows; Ctrl-C cancels the job and waits for its end.

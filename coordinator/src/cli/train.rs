@@ -14,7 +14,7 @@ use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::process::{Child, Command};
 
 use super::Ended;
-use super::args::TrainArgs;
+use super::args::LocalTrainArgs;
 use super::follow::Submission;
 use crate::cluster::{AdminAccess, token_file};
 use crate::job::folder::{AGENT_LOG, COORDINATOR_LOG, RunFolder};
@@ -25,8 +25,9 @@ const START_PATIENCE: Duration = Duration::from_secs(30);
 /// How long children may take to end before they are killed.
 const END_PATIENCE: Duration = Duration::from_secs(15);
 
-pub(super) async fn run(args: TrainArgs) -> anyhow::Result<Ended> {
-    let submission = Submission::read(&args)?;
+pub(super) async fn run(args: LocalTrainArgs) -> anyhow::Result<Ended> {
+    let submission = Submission::read(&args.train)?;
+    super::explain::check(submission.recipe(), &submission.base_dir, &args.memory)?;
     // Fails at once when another job runs there; the coordinator takes the lock itself later.
     drop(RunFolder::open(&submission.run_dir)?);
     let mut cluster = Embedded::start(&submission.run_dir.join("logs")).await?;

@@ -33,6 +33,14 @@ struct Line<'a> {
     metrics: &'a BTreeMap<String, f64>,
 }
 
+#[derive(Serialize)]
+struct StageLine<'a> {
+    finished_stage: &'a str,
+    seconds: f64,
+    #[serde(flatten)]
+    metrics: &'a BTreeMap<String, f64>,
+}
+
 impl RunLog {
     /// Starts the clock.
     ///
@@ -70,6 +78,19 @@ impl RunLog {
         steps.retain(|s| s.stage != stage || s.step < step);
         steps.push(StepRecord { stage: stage.to_owned(), step, metrics: metrics.clone() });
         Ok(())
+    }
+
+    /// Figures of a finished stage, under `finished_stage`.
+    ///
+    /// # Errors
+    /// The line could not be written.
+    pub fn stage(
+        &self,
+        stage: &str,
+        metrics: &BTreeMap<String, f64>,
+    ) -> Result<(), JsonLinesError> {
+        let line = StageLine { finished_stage: stage, seconds: self.seconds(), metrics };
+        self.0.metrics.lock().unwrap_or_else(PoisonError::into_inner).append(&line)
     }
 
     /// Work that has just ended after `seconds`.

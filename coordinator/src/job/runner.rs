@@ -5,13 +5,15 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use plumb_config::Recipe;
+use plumb_config::memory::stage_memory;
+use plumb_config::{Recipe, Stage};
 use plumb_domain::JobId;
 use tokio_util::sync::CancellationToken;
 
 use super::error::{JobError, chain};
 use super::events::EventLog;
 use super::folder::{RunFolder, write_whole};
+use super::footprint::Footprint;
 use super::log::RunLog;
 use super::summary::Summary;
 use crate::cluster::Cluster;
@@ -121,12 +123,39 @@ async fn all_stages(context: &StageContext, recipe_text: &str) -> Result<PathBuf
         let start = Instant::now();
         let figures = stage::run(stage, context, &mut outputs).await?;
         let seconds = start.elapsed().as_secs_f64();
+        let footprints = footprints(context, stage).await;
+        let mut logged = figures.clone();
+        logged.extend(footprints.iter().flat_map(Footprint::figures));
+        context.log.stage(name, &logged)?;
+        summary.memory.extend(footprints);
         context.log.span(stage.kind(), &format!("stage {name}"), seconds, true);
         context.events.stage_finished(name, seconds, &figures);
         summary.stage_seconds.insert(name.to_owned(), seconds);
         summary.stages.insert(name.to_owned(), figures);
     }
     finish(context, summary, outputs, recipe_text)
+}
+
+/// What the stage's roles have held beside what was predicted; a prediction that was far too low is
+/// told.
+async fn footprints(context: &StageContext, stage: &Stage) -> Vec<Footprint> {
+    let measured = context.fleet.take_peak_bytes().await;
+    let shapes = match crate::memory::model_shapes(&context.recipe, &context.base_dir) {
+        Ok(Some(shapes)) => shapes,
+        // A model from the hub lies elsewhere; then nothing was predicted.
+        Ok(None) => return Vec::new(),
+        Err(error) => {
+            tracing::warn!(error = %chain(&error), "memory cannot be predicted");
+            return Vec::new();
+        }
+    };
+    let predicted = stage_memory(&context.recipe, stage, &shapes);
+    let found = Footprint::of_stage(stage.name(), &predicted, &measured);
+    for text in found.iter().filter_map(Footprint::warning) {
+        tracing::warn!(stage = stage.name(), "{text}");
+        context.events.notice("warn", text);
+    }
+    found
 }
 
 /// Writes `report.html`, then `summary.json`: who finds the summary finds all of the run.

@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::footprint::Footprint;
+
 /// The figures of a finished run.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Summary {
@@ -35,6 +37,9 @@ pub struct Summary {
     pub artefacts: BTreeMap<String, String>,
     /// A few answers before and after.
     pub answers: Vec<AnswerPair>,
+    /// Memory of each stage's roles, predicted and measured.
+    #[serde(default)]
+    pub memory: Vec<Footprint>,
 }
 
 /// One held-out measure.

@@ -8,6 +8,7 @@ use plumb_telemetry::metric;
 use super::plot::{Curve, line_plot};
 use super::timeline::{self, Span};
 use super::{escape, figure};
+use crate::job::footprint::Footprint;
 use crate::job::summary::{AnswerPair, MeasureResult, Summary};
 
 /// The figures of one step.
@@ -75,6 +76,9 @@ impl Report<'_> {
             out.push_str(&answers(&s.answers));
         }
         out.push_str(&stages(s));
+        if !s.memory.is_empty() {
+            out.push_str(&memory(&s.memory));
+        }
         let _ = write!(
             out,
             "<details><summary>Recipe as it ran</summary><pre>{}</pre></details></main></body>\
@@ -209,6 +213,35 @@ fn stages(summary: &Summary) -> String {
     out
 }
 
+/// What each role's largest process held, beside the prediction.
+fn memory(footprints: &[Footprint]) -> String {
+    let mib = |bytes: u64| bytes as f64 / f64::from(1u32 << 20);
+    let mut out = String::from(
+        "<h2>Memory of a process</h2><table><thead><tr><th>stage</th><th>role</th><th>processes</th>\
+         <th>predicted MiB</th><th>measured MiB</th><th>ratio</th><th>by phase</th></tr></thead>\
+         <tbody>",
+    );
+    for f in footprints {
+        let phases = f.measured_by_phase.iter();
+        let phases: Vec<_> = phases.map(|(name, &b)| format!("{name} {:.0}", mib(b))).collect();
+        let class = if f.warning().is_some() { "down" } else { "" };
+        let _ = write!(
+            out,
+            "<tr><td>{}</td><td>{}</td><td>{}</td><td>{:.0}</td><td>{:.0}</td>\
+             <td class=\"{class}\">{:.2}</td><td>{}</td></tr>",
+            escape(&f.stage),
+            escape(&f.role),
+            f.ranks,
+            mib(f.predicted_bytes),
+            mib(f.measured_bytes),
+            f.ratio(),
+            escape(&phases.join(", "))
+        );
+    }
+    out.push_str("</tbody></table>");
+    out
+}
+
 const STYLE: &str = "\
 :root{color-scheme:light dark;--ink:#1b1f24;--dim:#5c6670;--paper:#fff;--rule:#d8dde3;\
 --c0:#2563a8;--c1:#b4530a;--c2:#2f7d3c;--c3:#8b3fa0;--c4:#a3293d;--c5:#3d7f86}\
@@ -259,6 +292,14 @@ mod tests {
                 before: "<script>".into(),
                 after: "no".into(),
             }],
+            memory: vec![Footprint {
+                stage: "train".into(),
+                role: "policy".into(),
+                ranks: 2,
+                predicted_bytes: 100 << 20,
+                measured_bytes: 130 << 20,
+                measured_by_phase: [("update".to_owned(), 130 << 20)].into(),
+            }],
             ..Summary::default()
         };
         let steps: Vec<StepRecord> = (1..4)
@@ -275,6 +316,7 @@ mod tests {
         let report = Report { summary: &summary, steps: &steps, spans: &[], recipe: "a = 1" };
         let html = report.html();
         assert!(html.contains("+10.0 se"), "{html}");
+        assert!(html.contains("<td class=\"down\">1.30</td><td>update 130</td>"), "{html}");
         assert_eq!(html.matches("<polyline").count(), 2);
         assert!(html.contains("class=\"bound\""));
         assert!(html.contains("quick&lt;start&gt;") && html.contains("&lt;script&gt;"));

@@ -26,13 +26,15 @@ pub trait Collective: Send + fmt::Debug {
     /// See [`Collective`].
     fn all_reduce(&self, tensor: &mut Tensor, op: ReduceOp) -> Result<Pending, CollectiveError>;
 
-    /// Concatenates every rank's `input` `[n]` into `out` `[W * n]`, in rank order.
+    /// Concatenates every rank's `input` `[n]` into `out` `[W * n]`, in rank order. `input` may be
+    /// this rank's part of `out`.
     ///
     /// # Errors
     /// See [`Collective`].
     fn all_gather(&self, out: &mut Tensor, input: &Tensor) -> Result<Pending, CollectiveError>;
 
-    /// Combines `input` `[W * n]` over all ranks; rank r gets part r in `out` `[n]`.
+    /// Combines `input` `[W * n]` over all ranks; rank r gets part r in `out` `[n]`. What `input`
+    /// holds afterwards is undefined: a backend may combine in place.
     ///
     /// # Errors
     /// See [`Collective`].

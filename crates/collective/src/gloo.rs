@@ -175,16 +175,31 @@ impl Gloo {
         operands: Result<(), String>,
         start: impl FnOnce(&ProcessGroup) -> Result<Work, TorchError>,
     ) -> Result<Pending, CollectiveError> {
+        self.start_all(operation, operands, |group| Ok(vec![start(group)?]))
+    }
+
+    /// Starts an operation that consists of several of libtorch's.
+    fn start_all(
+        &self,
+        operation: &'static str,
+        operands: Result<(), String>,
+        start: impl FnOnce(&ProcessGroup) -> Result<Vec<Work>, TorchError>,
+    ) -> Result<Pending, CollectiveError> {
         let sequence = self.shared.membership.enter(operation, operands)?;
         let failed = |error| self.shared.failure(operation, sequence, error);
         let gone = || TorchError { operation, message: "the group's waiter ended".to_owned() };
         let process_group = self.process_group.as_ref().ok_or_else(|| failed(gone()))?;
-        let work = start(process_group).map_err(failed)?;
-        let outcome = Outcome::default();
-        let duty = Duty::Wait(work, Arc::clone(&outcome));
-        self.waiter.send(duty).map_err(|_| failed(gone()))?;
+        let mut outcomes = Vec::new();
+        for work in start(process_group).map_err(failed)? {
+            let outcome = Outcome::default();
+            let duty = Duty::Wait(work, Arc::clone(&outcome));
+            self.waiter.send(duty).map_err(|_| failed(gone()))?;
+            outcomes.push(outcome);
+        }
         let shared = Arc::clone(&self.shared);
-        Ok(Pending::new(move || shared.wait(operation, sequence, &outcome)))
+        Ok(Pending::new(move || {
+            outcomes.iter().try_for_each(|outcome| shared.wait(operation, sequence, outcome))
+        }))
     }
 }
 
@@ -207,7 +222,21 @@ impl Collective for Gloo {
 
     fn all_gather(&self, out: &mut Tensor, input: &Tensor) -> Result<Pending, CollectiveError> {
         let operands = on_cpu(out).and_then(|()| check_pair(out, input, self.world_size()));
-        self.start("all-gather", operands, |group| group.all_gather(out, input))
+        let (own, ranks) = (self.rank(), self.world_size());
+        // libtorch's all-gather receives into a second vector as large as `out` and copies it
+        // over. A broadcast of each rank's part arrives in place.
+        self.start_all("all-gather", operands, |group| {
+            let _guard = tch::no_grad_guard();
+            let (out_n, count) = (out.view([-1]), input.numel() as i64);
+            let broadcast = |rank| {
+                let mut part = out_n.narrow(0, rank as i64 * count, count);
+                if rank == own {
+                    part.copy_(&input.view([-1]));
+                }
+                group.broadcast(&part, rank)
+            };
+            (0..ranks).map(broadcast).collect()
+        })
     }
 
     fn reduce_scatter(
@@ -217,7 +246,17 @@ impl Collective for Gloo {
         op: ReduceOp,
     ) -> Result<Pending, CollectiveError> {
         let operands = on_cpu(input).and_then(|()| check_pair(input, out, self.world_size()));
-        self.start("reduce-scatter", operands, |group| group.reduce_scatter(out, input, op))
+        // libtorch's reduce-scatter sums a copy of the whole input and keeps one part of it.
+        // Summing in place is the same without the copy.
+        let summed = self.start("reduce-scatter", operands, |group| group.all_reduce(input, op))?;
+        let (input_n, mut out) = (input.view([-1]), out.shallow_clone());
+        let first = self.rank() as i64 * out.numel() as i64;
+        Ok(Pending::new(move || {
+            summed.wait()?;
+            let _guard = tch::no_grad_guard();
+            out.copy_(&input_n.narrow(0, first, out.numel() as i64).view(out.size().as_slice()));
+            Ok(())
+        }))
     }
 
     fn broadcast(&self, tensor: &mut Tensor, root: usize) -> Result<Pending, CollectiveError> {

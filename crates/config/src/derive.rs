@@ -1,22 +1,8 @@
 //! What follows from a recipe: the arithmetic that `plumb explain` prints.
 
+use crate::memory::{Head, Layout, Machine, ModelShapes, table};
 use crate::schema::Stage;
 use crate::{KlPlace, Recipe};
-
-/// Shape of a decoder, as far as sizes depend on it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct ModelShape {
-    /// Parameters in all.
-    pub parameters: u64,
-    /// Width of the residual stream.
-    pub hidden: u64,
-    /// Layers.
-    pub layers: u64,
-    /// Key/value heads times head width.
-    pub kv_width: u64,
-    /// Vocabulary.
-    pub vocabulary: u64,
-}
 
 /// What a step does, in numbers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,19 +21,6 @@ pub struct StepArithmetic {
     pub optimizer_steps: u64,
     /// Sequences that each rollout process generates.
     pub sequences_per_rollout: u64,
-}
-
-/// Memory of one process of a role, bytes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct RoleMemory {
-    /// The role.
-    pub role: &'static str,
-    /// Phase of the step in which the role holds the most.
-    pub phase: &'static str,
-    /// Weights and, for a role that trains, gradients and moments.
-    pub resident_bytes: u64,
-    /// Activations, logits, gathered blocks or keys and values.
-    pub working_bytes: u64,
 }
 
 /// The arithmetic of one step.
@@ -72,57 +45,6 @@ pub fn step(recipe: &Recipe) -> StepArithmetic {
     }
 }
 
-/// Memory of each role, estimated from the model's shape. Allocators add some tens of MiB.
-#[must_use]
-pub fn memory(recipe: &Recipe, model: ModelShape) -> Vec<RoleMemory> {
-    let width = recipe.model.dtype.bytes();
-    let micro = u64::from(recipe.engine.micro_batch_tokens);
-    let largest_block = (model.vocabulary * model.hidden).max(
-        model.parameters.saturating_sub(model.vocabulary * model.hidden) / model.layers.max(1),
-    );
-    let shard = |ranks: u32| model.parameters.div_ceil(u64::from(ranks.max(1)));
-    // Block inputs of every layer, and about 12 hidden widths inside the block being recomputed.
-    let activations = micro * model.hidden * (model.layers + 12) * width;
-    let policy = RoleMemory {
-        role: "policy",
-        phase: "update",
-        // fp32 master, gradient and two moments.
-        resident_bytes: shard(recipe.groups.policy.world_size) * 16,
-        working_bytes: activations + largest_block * (width + 4),
-    };
-    let reference = RoleMemory {
-        role: "reference",
-        phase: "reference_logps",
-        resident_bytes: shard(recipe.groups.reference.world_size) * 4,
-        working_bytes: micro * model.hidden * 12 * width + largest_block * width,
-    };
-    let rollout = RoleMemory {
-        role: "rollout",
-        phase: "generate",
-        // The live version and the one being received.
-        resident_bytes: model.parameters * width * 2,
-        working_bytes: recipe.rollout.kv_cache_mib << 20,
-    };
-    let classifiers = recipe.reward.component.iter().filter(|c| c.model.is_some()).count() as u64;
-    let reward = RoleMemory {
-        role: "reward",
-        phase: "score",
-        resident_bytes: model.parameters * width * classifiers,
-        working_bytes: u64::from(recipe.reward.micro_batch_tokens) * model.hidden * 12 * width,
-    };
-    let mut roles = vec![policy];
-    if recipe.needs_reference() {
-        roles.push(reference);
-    }
-    if recipe.generates() {
-        roles.push(rollout);
-    }
-    if recipe.rewards() {
-        roles.push(reward);
-    }
-    roles
-}
-
 impl Recipe {
     /// Whether the step asks the reference model: KL is always measured against it, so whenever
     /// the recipe trains.
@@ -144,9 +66,9 @@ impl Recipe {
     }
 }
 
-/// The report that `plumb explain` prints; without a shape it leaves memory out.
+/// The report that `plumb explain` prints; without shapes it leaves memory out.
 #[must_use]
-pub fn explain(recipe: &Recipe, model: Option<ModelShape>) -> String {
+pub fn explain(recipe: &Recipe, models: Option<(&ModelShapes, &Machine)>) -> String {
     use std::fmt::Write as _;
     let mut out = String::new();
     let names: Vec<String> =
@@ -161,25 +83,16 @@ pub fn explain(recipe: &Recipe, model: Option<ModelShape>) -> String {
     if recipe.reinforces() {
         explain_step(&mut out, recipe);
     }
-    if let Some(model) = model {
+    if let Some((shapes, machine)) = models {
+        let model = &shapes.policy;
         let _ = writeln!(
             out,
             "model         {:.1} M parameters, {} layers, hidden {}",
-            model.parameters as f64 / 1e6,
+            model.parameters(&Head::LanguageModel) as f64 / 1e6,
             model.layers,
             model.hidden
         );
-        for role in memory(recipe, model) {
-            let mib = |bytes: u64| bytes as f64 / f64::from(1u32 << 20);
-            let _ = writeln!(
-                out,
-                "memory        {:<10} {:>8.0} MiB resident + {:>8.0} MiB in {}",
-                role.role,
-                mib(role.resident_bytes),
-                mib(role.working_bytes),
-                role.phase
-            );
-        }
+        out.push_str(&table(&Layout::new(recipe, shapes), machine));
     }
     out
 }
@@ -270,14 +183,28 @@ mod tests {
     }
 
     #[test]
-    fn memory_follows_the_shards() {
-        let shape =
-            ModelShape { parameters: 1000, hidden: 4, layers: 2, kv_width: 4, vocabulary: 10 };
-        let one = memory(&recipe(&[]), shape);
-        let two = memory(&recipe(&["groups.policy.world_size=2"]), shape);
-        assert_eq!(one[0].resident_bytes, 16_000);
-        assert_eq!(two[0].resident_bytes, 8_000);
-        assert!(explain(&recipe(&[]), Some(shape)).contains("2 prompts x 4 answers = 8 a step"));
+    fn the_report_has_samples_and_memory() {
+        let shapes = ModelShapes {
+            policy: crate::memory::DecoderShape {
+                hidden: 4,
+                intermediate: 8,
+                layers: 2,
+                heads: 2,
+                kv_heads: 1,
+                head_width: 2,
+                vocabulary: 10,
+                tied: true,
+                qkv_bias: false,
+                o_bias: false,
+                mlp_bias: false,
+                qk_norm: false,
+            },
+            components: Default::default(),
+        };
+        let machine = Machine { memory_bytes: 1 << 30, gpu_bytes: vec![] };
+        let text = explain(&recipe(&[]), Some((&shapes, &machine)));
+        assert!(text.contains("2 prompts x 4 answers = 8 a step"), "{text}");
+        assert!(text.contains("of 1.00 GiB") && text.contains("  policy      1 x "), "{text}");
     }
 
     #[test]

@@ -4,11 +4,13 @@
 //! - [`Recipe::from_toml`] reads a file and `--set` overrides; an unknown key is an error that
 //!   names the key and the nearest valid one.
 //! - [`Recipe::validate`] finds values that contradict one another and says how to mend them.
-//! - [`derive`] works out what follows from the values (`plumb explain`).
+//! - [`derive`] works out what follows from the values (`plumb explain`); [`memory`] what the
+//!   processes will hold.
 
 pub mod derive;
 pub mod document;
 mod error;
+pub mod memory;
 mod parse;
 pub mod schema;
 mod validate;

@@ -6,6 +6,7 @@
 
 use plumb_collective::{Collective, Pending, ReduceOp};
 use plumb_model::BlockSpec;
+use plumb_torch::allocator::mapped_zeros;
 use tch::{Device, Kind, Tensor};
 
 use crate::{Placement, Result};
@@ -153,24 +154,31 @@ impl FlatBlock {
         if matches!(self.gathered, Gathered::Ready(_) | Gathered::Arriving { .. }) {
             return Ok(());
         }
-        let shard_s = self.compute_shard();
         if self.shard_is_whole() {
-            self.gathered = Gathered::Ready(shard_s);
+            self.gathered = Gathered::Ready(self.compute_shard());
             return Ok(());
         }
         let previous = std::mem::replace(&mut self.gathered, Gathered::Absent);
         let flat_p = self.receiving(previous)?;
+        // Through `data`: a graph that saved views of this memory must not see a new version.
+        let mut target_p = flat_p.data();
         if self.layout.ranks == 1 {
-            flat_p.data().copy_(&shard_s);
+            target_p.copy_(&self.compute_shard());
             self.gathered = Gathered::Ready(flat_p);
             return Ok(());
         }
-        let shard_s = match self.placement.shard_on_host {
-            true => self.placement.on_device(&shard_s),
-            false => shard_s,
+        let shard = self.layout.shard;
+        let shard_s = if self.placement.shard_on_host {
+            self.placement.on_device(&self.compute_shard())
+        } else if self.placement.master_on_host {
+            self.compute_shard()
+        } else {
+            // Rounded into its place, so that no copy of it in the compute type is held.
+            let mut own_s = target_p.narrow(0, comm.rank() as i64 * shard, shard);
+            own_s.copy_(&self.master_s);
+            own_s
         };
-        // Through `data`: a graph that saved views of this memory must not see a new version.
-        let pending = comm.all_gather(&mut flat_p.data(), &shard_s)?;
+        let pending = comm.all_gather(&mut target_p, &shard_s)?;
         self.gathered = Gathered::Arriving { flat_p, shard_s, pending };
         Ok(())
     }
@@ -190,7 +198,7 @@ impl FlatBlock {
                 )?;
                 Ok(flat_p)
             }
-            _ => Ok(Tensor::empty([padded], (self.compute, self.placement.device))),
+            _ => Ok(mapped_zeros(padded, self.compute, self.placement.device)),
         }
     }
 
@@ -232,8 +240,8 @@ impl FlatBlock {
         if self.layout.ranks == 1 {
             return Ok(master_s);
         }
-        let options = (master_s.kind(), master_s.device());
-        let mut flat_p = Tensor::empty([self.layout.padded()], options);
+        let padded = self.layout.padded();
+        let mut flat_p = mapped_zeros(padded, master_s.kind(), master_s.device());
         comm.all_gather(&mut flat_p, &master_s)?.wait()?;
         Ok(flat_p)
     }
@@ -334,7 +342,7 @@ impl FlatBlock {
         let _ = partial(&mut self.partial, &self.layout, reduce, device);
         let Some(partial) = self.partial.take() else { return Ok(None) };
         let flat_p = finished(partial, &self.layout);
-        let mut out_s = Tensor::empty([self.layout.shard], (reduce, device));
+        let mut out_s = mapped_zeros(self.layout.shard, reduce, device);
         let pending = comm.reduce_scatter(&mut out_s, &flat_p, ReduceOp::Sum)?;
         Ok(Some(Reduction { out_s, flat_p, pending }))
     }
@@ -355,7 +363,12 @@ impl FlatBlock {
         let more_s = more_s.to_device(self.master_s.device());
         match &mut self.grad_s {
             Some(grad_s) => drop(grad_s.g_add_(&more_s)),
-            None => self.grad_s = Some(more_s.to_kind(Kind::Float)),
+            None if more_s.kind() == Kind::Float => self.grad_s = Some(more_s),
+            None => {
+                let mut grad_s = mapped_zeros(self.layout.shard, Kind::Float, more_s.device());
+                grad_s.copy_(&more_s);
+                self.grad_s = Some(grad_s);
+            }
         }
     }
 
@@ -390,7 +403,7 @@ fn partial<'a>(
     device: Device,
 ) -> &'a mut Partial {
     partial.get_or_insert_with(|| Partial {
-        flat_p: Tensor::empty([layout.padded()], (kind, device)),
+        flat_p: mapped_zeros(layout.padded(), kind, device),
         written: vec![false; layout.slots.len()],
     })
 }

@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 use plumb_torch::AdamW as Rule;
-use tch::{Device, Tensor};
+use plumb_torch::allocator::mapped_zeros;
+use tch::{Device, Kind, Tensor};
 
 use crate::eight_bit::{BLOCK, DynamicMap, Quantized};
 use crate::trained_runs::Run;
@@ -49,7 +50,9 @@ impl Moments {
     pub(crate) fn zeros(state: MomentState, master_s: &Tensor) -> Self {
         match state {
             MomentState::Fp32 => {
-                Self::Full { first_s: master_s.zeros_like(), second_s: master_s.zeros_like() }
+                let (elements, device) = (master_s.size()[0], master_s.device());
+                let zeros = || mapped_zeros(elements, Kind::Float, device);
+                Self::Full { first_s: zeros(), second_s: zeros() }
             }
             MomentState::EightBit => {
                 let (elements, maps) = (master_s.size()[0], Maps::new(master_s.device()));

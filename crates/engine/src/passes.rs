@@ -106,7 +106,10 @@ impl ShardedModel {
                     &hidden_nh,
                     &layout,
                 )?;
-                let layer = if trained { KeptLayer::Input(hidden_nh) } else { KeptLayer::Nothing };
+                let layer = match trained {
+                    true => KeptLayer::Input(apart(hidden_nh)),
+                    false => KeptLayer::Nothing,
+                };
                 (output_nh, layer)
             };
             self.release_after_forward(block, matches!(layer, KeptLayer::Graph { .. }))?;
@@ -214,6 +217,8 @@ impl ShardedModel {
         inputs.extend(leaves);
         let mut grads = vjp(output_nh, inputs, grad_nh)?.into_iter();
         let _guard = no_grad_guard();
+        // The sum of the block above ran meanwhile; its buffers go before this block's come.
+        self.finish_reductions()?;
         let below_nh = if passes_on { grads.next() } else { None };
         let reduce = self.settings.reduce.kind();
         for ((block, slot), grad) in places.into_iter().zip(grads) {
@@ -231,6 +236,19 @@ impl ShardedModel {
         self.blocks[0].add_embedding_gradient(0, &packed.input_ids, grad_nh, reduce);
         self.reduce(0)
     }
+}
+
+/// A layer's input in memory of its own. Among the activations of the layers it would keep theirs
+/// from being given back.
+fn apart(hidden_nh: Tensor) -> Tensor {
+    let (elements, kind, device) = (hidden_nh.numel(), hidden_nh.kind(), hidden_nh.device());
+    if device != tch::Device::Cpu {
+        return hidden_nh;
+    }
+    let vector = plumb_torch::allocator::mapped_zeros(elements as i64, kind, device);
+    let mut kept_nh = vector.view(hidden_nh.size().as_slice());
+    kept_nh.copy_(&hidden_nh);
+    kept_nh
 }
 
 /// Vector-Jacobian product by every input; the graph and the inputs are freed.

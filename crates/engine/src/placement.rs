@@ -10,6 +10,7 @@
 //! added at world size 1. Where host and device are one (the CPU, in tests), the same copies are
 //! made.
 
+use plumb_torch::allocator::mapped_zeros;
 use tch::{Device, Kind, Tensor};
 
 use crate::{EngineError, Result};
@@ -63,7 +64,7 @@ impl Placement {
     pub(crate) fn master(self, elements: i64, kind: Kind) -> Tensor {
         match self.master_on_host {
             true => self.host_zeros(elements, kind),
-            false => Tensor::zeros([elements], (kind, self.device)),
+            false => mapped_zeros(elements, kind, self.device),
         }
     }
 
@@ -72,7 +73,7 @@ impl Placement {
         let elements = master_s.size()[0];
         let mut shard_s = match self.shard_on_host {
             true => self.host_zeros(elements, compute),
-            false => Tensor::empty([elements], (compute, self.device)),
+            false => mapped_zeros(elements, compute, self.device),
         };
         shard_s.copy_(master_s);
         shard_s
@@ -92,7 +93,7 @@ impl Placement {
 
     /// Zeros in host memory, pinned where a CUDA device copies from it.
     fn host_zeros(self, elements: i64, kind: Kind) -> Tensor {
-        let zeros = Tensor::zeros([elements], (kind, Device::Cpu));
+        let zeros = mapped_zeros(elements, kind, Device::Cpu);
         match self.device {
             Device::Cuda(_) => zeros.pin_memory(self.device),
             _ => zeros,

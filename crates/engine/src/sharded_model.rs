@@ -15,7 +15,7 @@ use crate::parameter_rules::freeze;
 use crate::{AdamWSettings, EngineError, EngineSettings, Placement, Result};
 
 /// Gradient reductions that may be on their way at once; more would only hold memory.
-const REDUCTIONS_IN_FLIGHT: usize = 2;
+const REDUCTIONS_IN_FLIGHT: usize = 1;
 
 /// One rank's part of a model: a shard of every block, and the means to gather them.
 ///
@@ -247,8 +247,8 @@ impl ShardedModel {
         Ok(())
     }
 
-    /// Starts summing a block's gradient over ranks, finishing older sums first. A frozen block
-    /// has none.
+    /// Starts summing a block's gradient over ranks, finishing older sums first, so that one is on
+    /// its way while the next block computes. A frozen block has none.
     pub(crate) fn reduce(&mut self, block: usize) -> Result<()> {
         if !self.blocks[block].trainable {
             return Ok(());

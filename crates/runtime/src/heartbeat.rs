@@ -15,6 +15,7 @@ use crate::credentials::Credentials;
 use crate::error::RuntimeError;
 use crate::exit::ExitCode;
 use crate::identity::Identity;
+use crate::memory::resident_bytes;
 use crate::phase::Phase;
 
 /// Heartbeats per lease.
@@ -92,24 +93,5 @@ async fn run(endpoint: Endpoint, beat: Beat) -> (ExitCode, String) {
             }
         }
         tokio::time::sleep(interval).await;
-    }
-}
-
-/// Resident memory of this process; 0 where `/proc` does not say.
-#[must_use]
-pub fn resident_bytes() -> u64 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-    let kibibytes = line.and_then(|rest| rest.split_whitespace().next()?.parse::<u64>().ok());
-    kibibytes.unwrap_or(0) * 1024
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn this_process_has_memory() {
-        assert!(resident_bytes() > 1 << 20);
     }
 }

@@ -11,8 +11,8 @@ use plumb_proto::worker::{
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
-use crate::heartbeat::resident_bytes;
 use crate::idempotent::Idempotent;
+use crate::memory::resident_bytes;
 use crate::rendezvous::Rendezvous;
 use crate::worker::WorkerContext;
 
@@ -158,6 +158,7 @@ impl WorkerService for WorkerServer {
             phase: self.context.phase().current(),
             policy_version: self.hooks.policy_version(),
             resident_bytes: resident_bytes(),
+            peak_bytes: self.context.phase().peak_bytes().into_iter().collect(),
         }))
     }
 

@@ -77,6 +77,16 @@ unsafe extern "C" {
         window: i64,
         scale: f64,
     ) -> Answer;
+    pub(crate) fn plumb_allocator_install(
+        mapped_from: usize,
+        reused_up_to: usize,
+        kept: usize,
+    ) -> Answer;
+    pub(crate) fn plumb_mapped_zeros(
+        like: *const C_tensor,
+        elements: i64,
+        result: *mut *mut C_tensor,
+    ) -> Answer;
     pub(crate) fn plumb_string_new(data: *const c_char, bytes: usize) -> *mut c_char;
     pub(crate) fn plumb_string_free(message: *mut c_char);
 

@@ -10,12 +10,14 @@
 //! - [`paged`]: attention on the CPU to keys and values that lie in blocks.
 //! - [`gloo`]: c10d's Gloo process group, which meets its peers through a [`Store`].
 //! - [`nccl`]: NCCL, loaded at run time.
+//! - [`allocator`]: host memory that is resident only while it is used.
 //! - [`cuda`], [`device`]: CUDA at run time; streams, events, memory figures.
 //!
 //! C++ exceptions end in the shim (`shim/`) and come back as [`TorchError`].
 #![allow(unsafe_code)]
 
 mod adamw;
+pub mod allocator;
 mod autograd;
 mod bytes;
 pub mod cuda;
