@@ -4,6 +4,7 @@ pub mod error;
 pub mod events;
 pub mod folder;
 pub mod log;
+pub mod resume;
 pub mod runner;
 pub mod service;
 pub mod summary;

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use plumb_config::Recipe;
+use plumb_config::{Recipe, Stage};
 use plumb_domain::JobId;
 use tokio_util::sync::CancellationToken;
 
@@ -18,6 +18,7 @@ use crate::cluster::Cluster;
 use crate::fleet::Fleet;
 use crate::ports::PhaseError;
 use crate::report::Report;
+use crate::stage::record::StageRecord;
 use crate::stage::{self, Outputs, StageContext};
 
 /// How long the job's workers may take to go before half-written files are swept.
@@ -39,6 +40,8 @@ pub struct Job {
     pub events: Arc<EventLog>,
     /// Ends the job early.
     pub cancel: CancellationToken,
+    /// Go on with what is in the folder, which this recipe has left there.
+    pub resume: bool,
 }
 
 /// Runs a job and tells its end as its last event.
@@ -75,7 +78,10 @@ async fn forward_notices(cluster: Cluster, events: Arc<EventLog>) {
 }
 
 async fn run_stages(job: Job, cluster: Cluster) -> Result<PathBuf, JobError> {
-    job.folder.clear()?;
+    match job.resume {
+        true => job.folder.sweep(),
+        false => job.folder.clear()?,
+    }
     let recipe_text = job.recipe.to_toml()?;
     write_whole(&job.folder.path("recipe.toml"), recipe_text.as_bytes())?;
     let recipe = Arc::new(job.recipe);
@@ -116,17 +122,45 @@ async fn all_stages(context: &StageContext, recipe_text: &str) -> Result<PathBuf
     let stages = recipe.stage.len();
     for (index, stage) in recipe.stage.iter().enumerate() {
         let (name, steps) = (stage.name(), stage::steps(stage, recipe));
+        let before = StageRecord::read(&context.folder, stage)?;
         context.events.stage_started(name, stage.kind(), index, stages, steps);
-        tracing::info!(stage = name, kind = stage.kind(), "stage begins");
-        let start = Instant::now();
-        let figures = stage::run(stage, context, &mut outputs).await?;
-        let seconds = start.elapsed().as_secs_f64();
-        context.log.span(stage.kind(), &format!("stage {name}"), seconds, true);
-        context.events.stage_finished(name, seconds, &figures);
-        summary.stage_seconds.insert(name.to_owned(), seconds);
-        summary.stages.insert(name.to_owned(), figures);
+        let record = match before {
+            Some(record) if !stage::is_needed_again(context, index)? => {
+                record.restore(name, &context.folder, &mut outputs)?;
+                context.log.set_restarts(record.restarts);
+                context.events.notice("info", format!("stage {name} was finished before"));
+                record
+            }
+            before => {
+                let taken = before.map_or(0.0, |record| record.seconds);
+                one_stage(context, stage, &mut outputs, taken).await?
+            }
+        };
+        context.events.stage_finished(name, record.seconds, &record.figures);
+        summary.stage_seconds.insert(name.to_owned(), record.seconds);
+        summary.stages.insert(name.to_owned(), record.figures);
     }
     finish(context, summary, outputs, recipe_text)
+}
+
+/// Runs a stage that took `taken` seconds before, and notes that it is finished.
+async fn one_stage(
+    context: &StageContext,
+    stage: &Stage,
+    outputs: &mut Outputs,
+    taken: f64,
+) -> Result<StageRecord, JobError> {
+    let name = stage.name();
+    tracing::info!(stage = name, kind = stage.kind(), "stage begins");
+    let start = Instant::now();
+    let figures = stage::run(stage, context, outputs).await?;
+    let seconds = start.elapsed().as_secs_f64();
+    context.log.span(stage.kind(), &format!("stage {name}"), seconds, true);
+    let mut record = StageRecord::of(stage, &context.folder, outputs, figures);
+    record.seconds = taken + seconds;
+    record.restarts = context.log.restarts();
+    record.write(&context.folder, name)?;
+    Ok(record)
 }
 
 /// Writes `report.html`, then `summary.json`: who finds the summary finds all of the run.

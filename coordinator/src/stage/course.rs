@@ -1,8 +1,12 @@
 //! The loop of a stage that trains on a data set: every epoch's rows in a seeded order, a
-//! learning rate for each step, held-out figures before, between and after, and what a lost rank
-//! means.
+//! learning rate for each step, held-out figures before, between and after, commits to disk, and
+//! what a lost rank means.
+//!
+//! Rows and learning rate are functions of the step, so that a commit needs to say no more of
+//! them than the step.
 
 use std::future::Future;
+use std::sync::Arc;
 use std::time::Instant;
 
 use plumb_config::OptimizerConfig;
@@ -10,15 +14,15 @@ use plumb_domain::Role;
 use rand::SeedableRng as _;
 use rand::seq::SliceRandom as _;
 use rand_chacha::ChaCha8Rng;
+use serde::{Deserialize, Serialize};
 
 use super::skipped::warn_of_skipped;
 use super::{Figures, StageContext};
+use crate::checkpoint::Commit;
+use crate::fleet::trainer::Trainer;
 use crate::job::error::JobError;
 use crate::learning_rate::learning_rate;
 use crate::ports::{Answer, PhaseError};
-
-/// Whole repeats of a stage after a lost rank: it is short and keeps no checkpoint.
-const REPEATS: u32 = 2;
 
 /// How a stage goes over its rows.
 pub(super) struct Course<'a> {
@@ -51,20 +55,43 @@ pub(super) trait Learner: Sync {
     fn measure(&self, steps: u64) -> Answer<'_, Figures>;
 }
 
-/// Runs the course. Returns `steps`, and each held-out figure as `heldout_NAME` (after the last
-/// step) and `heldout_NAME_before` (before the first).
+/// What a stage's commits keep beside the ranks' shards.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+struct Progress {
+    /// Rows of the course; another number is another course.
+    rows: usize,
+    /// Held-out figures before the first step.
+    before: Figures,
+    /// The last held-out figures.
+    after: Figures,
+}
+
+/// Runs the course from its newest sound commit on, or from its start. Returns `steps`, and each
+/// held-out figure as `heldout_NAME` (after the last step) and `heldout_NAME_before` (before the
+/// first).
 pub(super) async fn run(
     course: &Course<'_>,
     learner: &impl Learner,
+    trainer: &Trainer,
     context: &StageContext,
 ) -> Result<Figures, JobError> {
     let batches = batches(course, context.recipe.seed);
     let steps = batches.len() as u64;
     let rates = learning_rate(course.optimizer, steps)
         .map_err(|error| PhaseError::Failed(error.to_string()))?;
-    let before = learner.measure(0).await?;
-    let mut after = Figures::new();
-    for (step, rows) in (0..).zip(&batches) {
+    let commits = context.commits(course.stage, vec![Arc::clone(trainer.group())]);
+    let (first, mut progress) = match commits.restore(None).await? {
+        Some(commit) => (commit.next_step, progress(course, &commit)?),
+        None => {
+            let before = learner.measure(0).await?;
+            (0, Progress { rows: course.rows, before, ..Progress::default() })
+        }
+    };
+    // Steps after the commit are run again.
+    context.log.rewind(course.stage, first)?;
+    let rule = &context.recipe.checkpoint;
+    let best_is_heldout = rule.keep_best.as_ref().is_some_and(|name| name.starts_with("heldout_"));
+    for (step, rows) in (0..).zip(&batches).skip(first as usize) {
         let start = Instant::now();
         let mut figures = learner.train(step, rows, rates.rate(step)).await?;
         warn_of_skipped(&context.events, course.stage, step + 1, &figures);
@@ -72,20 +99,47 @@ pub(super) async fn run(
         if done == steps {
             learner.finish().await?;
         }
-        if done == steps || (course.eval_every_steps > 0 && done % course.eval_every_steps == 0) {
-            after = learner.measure(done).await?;
-            figures.extend(heldout(&after, ""));
+        let due = |every: u64| done == steps || (every > 0 && done % every == 0);
+        let commit_due = due(rule.every_steps);
+        if due(course.eval_every_steps) || (commit_due && best_is_heldout) {
+            progress.after = learner.measure(done).await?;
+            figures.extend(heldout(&progress.after, ""));
         }
         let seconds = start.elapsed().as_secs_f64();
         context.log.span(course.kind, &format!("step {done}"), seconds, true);
         context.log.step(course.stage, done, &figures)?;
         context.events.step_finished(course.stage, done, steps, &figures);
+        // What a commit counts as done is in the log by now.
+        commits.finish().await?;
+        if commit_due {
+            let mut commit = commits.commit(done);
+            commit.algorithm_state = serde_json::to_value(&progress)?;
+            commit.figures = figures;
+            commits.begin(commit).await?;
+        }
     }
+    commits.finish().await?;
     let mut figures: Figures = [("steps".to_owned(), steps as f64)].into();
-    figures.extend(heldout(&after, ""));
+    figures.extend(heldout(&progress.after, ""));
     // The number of rows does not change.
-    figures.extend(heldout(&before, "_before").filter(|(name, _)| !is_count(name)));
+    figures.extend(heldout(&progress.before, "_before").filter(|(name, _)| !is_count(name)));
     Ok(figures)
+}
+
+/// What a commit says of a course, which must be this one.
+fn progress(course: &Course<'_>, commit: &Commit) -> Result<Progress, JobError> {
+    let progress: Progress = serde_json::from_value(commit.algorithm_state.clone())?;
+    if progress.rows == course.rows {
+        return Ok(progress);
+    }
+    Err(JobError::Stage {
+        stage: course.stage.to_owned(),
+        problem: format!(
+            "its checkpoint was trained on {} rows, and there are {} now; give it the same data, \
+             or run it from its start",
+            progress.rows, course.rows
+        ),
+    })
 }
 
 fn heldout<'a>(
@@ -113,7 +167,8 @@ fn batches(course: &Course<'_>, seed: u64) -> Vec<Vec<usize>> {
     batches
 }
 
-/// Runs `attempt` until no rank is lost on the way, a few times, and then releases the group.
+/// Runs `attempt` until no rank is lost on the way, and then releases the group. Each attempt
+/// goes on from the stage's newest commit; the group's restart budget ends the repetition.
 pub(super) async fn with_repeats<F>(
     context: &StageContext,
     stage: &str,
@@ -123,13 +178,13 @@ pub(super) async fn with_repeats<F>(
 where
     F: Future<Output = Result<Figures, JobError>>,
 {
-    let mut repeats = 0;
     let figures = loop {
         match attempt().await {
-            Err(JobError::Phase(PhaseError::Lost { worker, cause, .. })) if repeats < REPEATS => {
-                repeats += 1;
+            Err(JobError::Phase(PhaseError::Lost { worker, cause, .. })) => {
                 context.log.restarted();
-                let text = format!("{worker} lost ({cause}); stage {stage} from its start");
+                let text = format!(
+                    "{worker} lost ({cause}); stage {stage} goes on from its last checkpoint"
+                );
                 context.events.notice("warn", text);
                 context.fleet.group(role).await?.wait_ready().await?;
             }

@@ -77,7 +77,7 @@ async fn train(
         margin: stage.margin,
     };
     let learner = Preferences { trainer: &trainer, pairs: &pairs, loss };
-    let mut figures = run_course(&course, &learner, context).await?;
+    let mut figures = run_course(&course, &learner, &trainer, context).await?;
     figures.extend(export_model(context, &trainer, &stage.name).await?);
     figures.extend(pairs.figures);
     Ok(figures)
