@@ -20,10 +20,9 @@ use tempfile::TempDir;
 const PATIENCE: Duration = Duration::from_secs(240);
 
 /// 30 optimiser steps on gsm8k, a commit every third.
-const SFT: [&str; 6] = [
+const SFT: [&str; 5] = [
     "stage.0.epochs=1",
     "stage.0.dialogues_per_step=11",
-    "stage.0.max_tokens=128",
     "stage.0.eval_every_steps=10",
     "stage.0.optimizer.warmup_steps=3",
     "checkpoint.every_steps=3",
