@@ -14,7 +14,7 @@ use super::error::JobError;
 use super::folder::RunFolder;
 
 /// Keys that say where and how a job runs, not what it learns: they may differ.
-const FREE: [&str; 7] = [
+const FREE: [&str; 8] = [
     "name",
     "groups",
     "timeouts",
@@ -22,6 +22,7 @@ const FREE: [&str; 7] = [
     "engine",
     "rollout.max_sequences",
     "rollout.kv_cache_mib",
+    "rollout.prefill_tokens",
 ];
 
 /// Keys below those that matter all the same.

@@ -29,6 +29,7 @@ impl ShardedModel {
             recompute: true,
             reshard_after_forward: true,
             micro_batch_tokens: 1,
+            one_sample_a_pass: false,
             frozen_layers: if lora.is_some() { manifest.frozen_layers } else { 0 },
             device: tch::Device::Cpu,
             offload: Offload::default(),
