@@ -52,7 +52,7 @@ pub(crate) fn inspect(folder: &Path) -> anyhow::Result<()> {
 
 /// One line on stdout: a command's result.
 #[allow(clippy::print_stdout)]
-fn print(line: &str) {
+pub(crate) fn print(line: &str) {
     println!("{line}");
 }
 

@@ -2,6 +2,7 @@
 //! trainer. Without a subcommand it is started by an agent, which writes one line to its stdin.
 
 mod advantage;
+mod checkpoint_export;
 mod convert;
 mod dialogue;
 mod folder;
@@ -54,6 +55,25 @@ enum Command {
         #[arg(long)]
         cache: Option<PathBuf>,
     },
+    /// Makes a model folder from a checkpoint on disk.
+    Export {
+        /// Folder of the shards, with its `manifest.json`.
+        checkpoint: PathBuf,
+        /// The folder to write.
+        destination: PathBuf,
+        /// Type of the stored weights: `fp32` or `bf16`.
+        #[arg(long, default_value = "fp32")]
+        dtype: plumb_engine::Precision,
+        /// The adapters alone, as a PEFT folder; otherwise they are merged.
+        #[arg(long)]
+        adapter: bool,
+        /// The moving average in place of the parameters.
+        #[arg(long)]
+        average: bool,
+        /// Folder of the model that was trained, where it no longer lies where it lay.
+        #[arg(long)]
+        base: Option<PathBuf>,
+    },
     /// Prints what a model folder holds, as one JSON object.
     Inspect {
         /// A Hugging Face folder.
@@ -68,6 +88,10 @@ fn main() -> ExitCode {
             folder::import(&source, tokenizer.as_deref(), &destination)
         }
         Some(Command::Fetch { id, cache }) => folder::fetch(&id, cache),
+        Some(Command::Export { checkpoint, destination, dtype, adapter, average, base }) => {
+            let what = checkpoint_export::What { dtype, adapter, average };
+            checkpoint_export::run(&checkpoint, base.as_deref(), &destination, what)
+        }
         Some(Command::Inspect { folder }) => folder::inspect(&folder),
     };
     match outcome {

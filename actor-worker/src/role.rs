@@ -132,7 +132,9 @@ pub(crate) fn status(error: EngineError) -> Status {
         EngineError::NonFinite { .. } | EngineError::SkippedTooOften { .. } => {
             Status::failed_precondition(message)
         }
-        EngineError::Checkpoint { .. } => Status::data_loss(message),
+        EngineError::Checkpoint { .. } | EngineError::NoCheckpoint { .. } => {
+            Status::data_loss(message)
+        }
         EngineError::File { source, .. } if source.kind() == std::io::ErrorKind::StorageFull => {
             Status::resource_exhausted(message)
         }

@@ -6,14 +6,16 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use plumb_algo::kl::{Clamps, Kind as KlKind};
+use plumb_engine::checkpoint::Refused;
 use plumb_engine::{EngineError, FileDigest, ShardedModel};
 use plumb_proto::actor::actor_service_server::ActorService;
 use plumb_proto::actor::{
     AdoptAverageRequest, AdoptAverageResponse, AnswerLogProbsRequest, AnswerLogProbsResponse,
     CheckpointFile, EncodeRequest, EncodeResponse, ExportRequest, ExportResponse,
-    LoadCheckpointRequest, LoadCheckpointResponse, LoadRequest, LoadResponse, LogProbsRequest,
-    LogProbsResponse, MeasurePreferencesRequest, MeasureTextsRequest, MetricsResponse,
-    PublishRequest, PublishResponse, SampleKl, SaveCheckpointRequest, SaveCheckpointResponse,
+    FinishCheckpointRequest, FinishCheckpointResponse, LoadCheckpointRequest,
+    LoadCheckpointResponse, LoadRequest, LoadResponse, LogProbsRequest, LogProbsResponse,
+    MeasurePreferencesRequest, MeasureTextsRequest, MetricsResponse, PublishRequest,
+    PublishResponse, RefusedCheckpoint, SampleKl, SaveCheckpointRequest, SaveCheckpointResponse,
     ScorePairsRequest, ScorePairsResponse, TrainPairsRequest, TrainPairsResponse,
     TrainPreferencesRequest, TrainTextsRequest, UpdateRequest, UpdateResponse, WeightBucket,
 };
@@ -42,6 +44,7 @@ pub(crate) struct ActorServer {
     answer_log_probs: Idempotent<AnswerLogProbsResponse>,
     publications: Idempotent<PublishResponse>,
     saves: Idempotent<SaveCheckpointResponse>,
+    finished_saves: Idempotent<FinishCheckpointResponse>,
     restores: Idempotent<LoadCheckpointResponse>,
     adoptions: Idempotent<AdoptAverageResponse>,
     exports: Idempotent<ExportResponse>,
@@ -65,6 +68,7 @@ impl ActorServer {
             answer_log_probs: context.idempotent(),
             publications: context.idempotent(),
             saves: context.idempotent(),
+            finished_saves: context.idempotent(),
             restores: context.idempotent(),
             adoptions: context.idempotent(),
             exports: context.idempotent(),
@@ -178,6 +182,13 @@ impl ActorService for ActorServer {
         request: Request<SaveCheckpointRequest>,
     ) -> Result<Response<SaveCheckpointResponse>, Status> {
         once!(self, saves, request, save_checkpoint)
+    }
+
+    async fn finish_checkpoint(
+        &self,
+        request: Request<FinishCheckpointRequest>,
+    ) -> Result<Response<FinishCheckpointResponse>, Status> {
+        once!(self, finished_saves, request, finish_checkpoint)
     }
 
     async fn load_checkpoint(
@@ -330,9 +341,18 @@ impl ActorCalls {
         request: SaveCheckpointRequest,
     ) -> Result<SaveCheckpointResponse, Status> {
         let folder = PathBuf::from(request.folder);
-        let files = self.on_model(move |model| model.save_checkpoint(&folder)).await?;
+        let copied_bytes = self.on_model(move |model| model.start_checkpoint(&folder)).await?;
+        Ok(SaveCheckpointResponse { copied_bytes })
+    }
+
+    async fn finish_checkpoint(
+        &self,
+        _: CallContext,
+        _: FinishCheckpointRequest,
+    ) -> Result<FinishCheckpointResponse, Status> {
+        let files = self.on_model(ShardedModel::finish_checkpoint).await?.unwrap_or_default();
         let file = |FileDigest { name, bytes, digest }| CheckpointFile { name, bytes, digest };
-        Ok(SaveCheckpointResponse { files: files.into_iter().map(file).collect() })
+        Ok(FinishCheckpointResponse { files: files.into_iter().map(file).collect() })
     }
 
     async fn load_checkpoint(
@@ -342,14 +362,28 @@ impl ActorCalls {
     ) -> Result<LoadCheckpointResponse, Status> {
         let policy_version = request.policy_version;
         let loaded = self.device.run(move |role| {
-            let folder = PathBuf::from(request.folder);
-            let manifest = role.model()?.load_checkpoint(&folder).map_err(status)?;
-            role.set_policy_version(policy_version);
-            Ok::<_, Status>(manifest.optimizer_step)
+            let folders: Vec<_> = request.folders.into_iter().map(PathBuf::from).collect();
+            match role.model()?.load_newest_checkpoint(&folders) {
+                Ok(restored) => {
+                    role.set_policy_version(policy_version);
+                    Ok(LoadCheckpointResponse {
+                        optimizer_step: restored.manifest.optimizer_step,
+                        folder: restored.folder.display().to_string(),
+                        refused: restored.refused.into_iter().map(refused).collect(),
+                    })
+                }
+                Err(EngineError::NoCheckpoint { refused: all }) => Ok(LoadCheckpointResponse {
+                    refused: all.into_iter().map(refused).collect(),
+                    ..LoadCheckpointResponse::default()
+                }),
+                Err(error) => Err(status(error)),
+            }
         });
-        let optimizer_step = loaded.await??;
-        self.groups.set_policy_version(policy_version);
-        Ok(LoadCheckpointResponse { optimizer_step })
+        let response = loaded.await??;
+        if !response.folder.is_empty() {
+            self.groups.set_policy_version(policy_version);
+        }
+        Ok(response)
     }
 
     async fn adopt_average(
@@ -375,4 +409,8 @@ impl ActorCalls {
         let bytes = self.on_model(export).await?;
         Ok(ExportResponse { bytes })
     }
+}
+
+fn refused(refused: Refused) -> RefusedCheckpoint {
+    RefusedCheckpoint { folder: refused.folder.display().to_string(), problem: refused.problem }
 }

@@ -25,4 +25,24 @@ pub trait Algorithm: Send + Sync {
 
     /// How a sample's advantage becomes its tokens'.
     fn token_advantage(&self) -> TokenAdvantageSpec;
+
+    /// All that changes from step to step, as it is after the last planned step: multipliers,
+    /// controllers, running means. It is committed with the weights. Null: nothing does.
+    fn state(&self) -> serde_json::Value {
+        serde_json::Value::Null
+    }
+
+    /// Goes back to what [`Algorithm::state`] gave when the weights that are now loaded were
+    /// committed; null is the state that the job starts with.
+    ///
+    /// # Errors
+    /// [`PhaseError::Failed`] for a state that is not this algorithm's.
+    fn restore(&self, state: &serde_json::Value) -> Result<(), PhaseError> {
+        match state {
+            serde_json::Value::Null => Ok(()),
+            other => Err(PhaseError::Failed(format!(
+                "the checkpoint holds the state {other}, and this algorithm keeps none"
+            ))),
+        }
+    }
 }

@@ -3,8 +3,10 @@
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
 mod args;
+mod checkpoint;
 mod doctor;
 mod explain;
+mod export;
 mod follow;
 mod import;
 mod progress;
@@ -71,6 +73,8 @@ async fn run(command: Command) -> anyhow::Result<Ended> {
         Command::Explain(args) => explain::run(&args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Import(args) => import::run(&args),
+        Command::Checkpoint(command) => checkpoint::run(&command),
+        Command::Export(args) => export::run(&args),
         Command::Version => {
             println!("plumb {}", env!("CARGO_PKG_VERSION"));
             Ok(Ended::Well)

@@ -4,7 +4,7 @@
 //! stages share it. Supervision (restart, budget, back-off) is the cluster's; what a restarted
 //! worker must load and hear is [`recovery`]'s.
 
-pub mod checkpoint;
+pub mod commits;
 mod figures;
 mod group;
 pub mod memory;

@@ -5,6 +5,7 @@ pub mod events;
 pub mod folder;
 pub mod footprint;
 pub mod log;
+pub mod resume;
 pub mod runner;
 pub mod service;
 pub mod summary;

@@ -68,8 +68,8 @@ pub trait Policy: Send + Sync {
     /// Makes the current version live in every rollout worker. Seconds that it took.
     fn publish(&self, key: PhaseKey) -> Answer<'_, f64>;
 
-    /// Writes the current version to disk if this step is one to commit. The samples of the step
-    /// are released.
+    /// Begins to write the current version to disk if this step is one to commit; completes
+    /// what an earlier step began. The samples of the step are released.
     fn commit(&self, key: PhaseKey) -> Answer<'_, CommitReport>;
 }
 

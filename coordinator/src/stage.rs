@@ -12,6 +12,7 @@ pub mod label;
 mod meter;
 mod model_source;
 pub mod prepare;
+pub mod record;
 mod rows;
 mod sample;
 mod sample_log;
@@ -27,10 +28,11 @@ use std::sync::Arc;
 use plumb_config::{LoraConfig, Recipe, Stage};
 use plumb_domain::Prompt;
 
-use crate::fleet::Fleet;
+use crate::fleet::commits::Commits;
 use crate::fleet::policy::PolicyFleet;
 use crate::fleet::rewards::RewardFleet;
 use crate::fleet::trainer::Trainer;
+use crate::fleet::{Fleet, RoleGroup};
 use crate::job::error::JobError;
 use crate::job::events::EventLog;
 use crate::job::folder::RunFolder;
@@ -55,6 +57,14 @@ pub struct StageContext {
     pub log: RunLog,
     /// The worker groups.
     pub fleet: Fleet,
+}
+
+impl StageContext {
+    /// The commits of a stage: what its groups have trained, below `checkpoint/STAGE`.
+    fn commits(&self, stage: &str, groups: Vec<Arc<RoleGroup>>) -> Commits {
+        let root = self.folder.checkpoints(stage);
+        Commits::new(stage, root, &self.recipe.checkpoint, groups, self.events.clone())
+    }
 }
 
 /// What stages leave for later ones.
@@ -136,6 +146,23 @@ pub async fn run(
         Stage::Grpo(stage) => grpo::run(stage, context, outputs).await,
         Stage::Export(stage) => export::run(stage, context, outputs).await,
         Stage::Evaluate(stage) => evaluate::run(stage, context, outputs).await,
+    }
+}
+
+/// Whether a finished stage must be entered again because a later one needs what lived in its
+/// workers: the policy that an `export` stage writes. It then finds no step left to run.
+///
+/// # Errors
+/// A stage's record cannot be read.
+pub fn is_needed_again(context: &StageContext, index: usize) -> Result<bool, JobError> {
+    let stages = &context.recipe.stage;
+    if !matches!(stages.get(index), Some(Stage::Grpo(_))) {
+        return Ok(false);
+    }
+    let export = stages.iter().skip(index).find(|stage| matches!(stage, Stage::Export(_)));
+    match export {
+        Some(export) => Ok(record::StageRecord::read(&context.folder, export)?.is_none()),
+        None => Ok(false),
     }
 }
 

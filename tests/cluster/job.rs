@@ -212,7 +212,7 @@ fn a_job_runs_all_stages_and_leaves_its_artefacts() {
         "samples/evaluate-after.jsonl",
         "pairs/label.jsonl",
         "models/safety_rm/config.json",
-        "checkpoint/step-000006/commit.json",
+        "checkpoint/train/step-000006/commit.json",
         "export/config.json",
         "export/tokenizer.json",
     ] {
@@ -255,7 +255,7 @@ fn killed_policy_ranks_and_reference_take_the_job_back_to_the_last_commit() {
     let (code, told) = job.end();
     assert_eq!(code, Some(0), "{told}");
     assert!(summary(&run)["restarts"].as_u64() >= Some(1), "{told}");
-    assert!(run.join("checkpoint/step-000008/commit.json").is_file());
+    assert!(run.join("checkpoint/train/step-000008/commit.json").is_file());
 }
 
 #[test]

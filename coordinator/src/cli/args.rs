@@ -35,6 +35,11 @@ pub(super) enum Command {
     Doctor(DoctorArgs),
     /// Turn a GGUF or llama2.c file into a Hugging Face folder.
     Import(ImportArgs),
+    /// List, check and remove checkpoints.
+    #[command(subcommand)]
+    Checkpoint(CheckpointCommand),
+    /// Write a Hugging Face folder from a checkpoint on disk.
+    Export(ExportArgs),
     /// Print the version.
     Version,
 }
@@ -88,6 +93,12 @@ pub(super) struct TrainArgs {
     /// Where results go; `runs/NAME` by default.
     #[arg(long)]
     pub(super) run_dir: Option<PathBuf>,
+    /// Go on with the job that was interrupted in the run folder: finished stages are skipped,
+    /// the interrupted one goes on from its newest sound checkpoint. Keys that say where the job
+    /// runs may differ, for example `--set groups.policy.world_size=4`. Without an interrupted job
+    /// a new one begins.
+    #[arg(long)]
+    pub(super) resume: bool,
 }
 
 #[derive(Debug, clap::Args)]
@@ -130,6 +141,59 @@ pub(super) struct SubmitArgs {
     pub(super) train: TrainArgs,
     #[command(flatten)]
     pub(super) client: ClientArgs,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum CheckpointCommand {
+    /// List checkpoints, newest first.
+    Ls {
+        /// A run folder, a stage's folder in its `checkpoint/`, or a `step-NNNNNN` folder there.
+        path: PathBuf,
+        /// One JSON array.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Read every byte of checkpoints and name the files that are damaged.
+    Verify {
+        /// As for `ls`.
+        path: PathBuf,
+        /// One JSON array.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Remove checkpoints.
+    Rm {
+        /// `step-NNNNNN` folders.
+        #[arg(required = true)]
+        path: Vec<PathBuf>,
+        /// Also the last sound one of a stage.
+        #[arg(long)]
+        force: bool,
+    },
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct ExportArgs {
+    /// A `step-NNNNNN` folder; of a run folder or a stage's folder the newest sound one is taken,
+    /// if only one stage has any.
+    pub(super) checkpoint: PathBuf,
+    /// The folder to make.
+    pub(super) folder: PathBuf,
+    /// Type of the stored weights: `fp32` or `bf16`.
+    #[arg(long, default_value = "fp32", value_parser = ["fp32", "bf16"])]
+    pub(super) dtype: String,
+    /// The adapters alone, as a PEFT folder; otherwise they are merged.
+    #[arg(long)]
+    pub(super) adapter: bool,
+    /// The moving average in place of the parameters.
+    #[arg(long)]
+    pub(super) average: bool,
+    /// Which of several groups, for example `critic`; `policy` by default.
+    #[arg(long, value_name = "GROUP")]
+    pub(super) part: Option<String>,
+    /// Folder of the model that was trained, where it no longer lies where it lay.
+    #[arg(long, value_name = "FOLDER")]
+    pub(super) base: Option<PathBuf>,
 }
 
 #[derive(Debug, clap::Args)]

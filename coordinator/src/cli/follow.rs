@@ -25,6 +25,7 @@ pub(super) struct Submission {
     recipe: Recipe,
     pub(super) base_dir: PathBuf,
     pub(super) run_dir: PathBuf,
+    resume: bool,
 }
 
 impl Submission {
@@ -38,7 +39,7 @@ impl Submission {
         let run_dir = args.run_dir.clone().unwrap_or_else(|| Path::new("runs").join(&recipe.name));
         let run_dir = std::path::absolute(&run_dir)
             .with_context(|| format!("find the run folder {}", run_dir.display()))?;
-        Ok(Self { recipe, base_dir, run_dir })
+        Ok(Self { recipe, base_dir, run_dir, resume: args.resume })
     }
 
     /// The recipe.
@@ -54,6 +55,7 @@ impl Submission {
             recipe_toml: self.recipe.to_toml()?,
             run_dir: self.run_dir.display().to_string(),
             base_dir: self.base_dir.display().to_string(),
+            resume: self.resume,
         };
         let job_id = client.submit(request).await.map_err(said)?.into_inner().job_id;
         let stop = plumb_runtime::exit::stop_on_signal()?;

@@ -48,7 +48,7 @@ pub(super) fn render(summary: &Summary, run_dir: &Path) -> String {
 }
 
 /// Columns of equal width: the first to the left, the others to the right.
-fn align<const N: usize>(rows: &[[String; N]]) -> String {
+pub(super) fn align<const N: usize>(rows: &[[String; N]]) -> String {
     let width = |column: usize| rows.iter().map(|r| r[column].chars().count()).max().unwrap_or(0);
     let widths: Vec<usize> = (0..N).map(width).collect();
     let mut out = String::new();

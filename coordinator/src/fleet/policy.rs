@@ -5,14 +5,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use plumb_config::{OldLogps, Recipe};
 use plumb_domain::{PolicyVersion, StepId};
-use plumb_proto::actor::{
-    ExportRequest, LoadCheckpointRequest, LoadRequest, SaveCheckpointRequest, UpdateRequest,
-};
+use plumb_proto::actor::{ExportRequest, LoadRequest, UpdateRequest};
 use plumb_proto::object::ReleaseRequest;
 use plumb_proto::object::object_service_client::ObjectServiceClient;
 
 use super::RoleGroup;
-use super::checkpoint::{self, Committed};
+use super::commits::Commits;
 use super::figures::figures;
 use super::group::CallId;
 use super::optimizer::{adopt_average, optimizer_spec};
@@ -31,7 +29,7 @@ pub struct PolicyFleet {
     recipe: Arc<Recipe>,
     algorithm: Arc<dyn Algorithm>,
     model: PathBuf,
-    checkpoints: PathBuf,
+    commits: Arc<Commits>,
     weights: Arc<Weights>,
     /// Groups whose objects die with a committed step.
     owners: Vec<Arc<RoleGroup>>,
@@ -43,7 +41,6 @@ struct State {
     version: PolicyVersion,
     /// Never given to any weights yet.
     fresh: PolicyVersion,
-    committed: Committed,
 }
 
 impl PolicyFleet {
@@ -53,18 +50,12 @@ impl PolicyFleet {
         group: Arc<RoleGroup>,
         recipe: Arc<Recipe>,
         algorithm: Arc<dyn Algorithm>,
-        paths: (PathBuf, PathBuf),
+        (model, commits): (PathBuf, Arc<Commits>),
         weights: Arc<Weights>,
         owners: Vec<Arc<RoleGroup>>,
     ) -> Self {
-        let (model, checkpoints) = paths;
-        let state = State {
-            version: PolicyVersion(0),
-            fresh: PolicyVersion(1),
-            committed: Committed { next_step: StepId(0), folder: None },
-        };
-        let state = Mutex::new(state);
-        Self { group, recipe, algorithm, model, checkpoints, weights, owners, state }
+        let state = Mutex::new(State { version: PolicyVersion(0), fresh: PolicyVersion(1) });
+        Self { group, recipe, algorithm, model, commits, weights, owners, state }
     }
 
     /// The workers.
@@ -83,20 +74,22 @@ impl PolicyFleet {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Loads the last commit, or the model that the run starts from, into every rank. After the
-    /// first time the weights get a version that no weights had before (EP fencing), so that a
-    /// rollout worker never takes old weights for new ones. Returns the step to go on with.
+    /// Loads the last commit, or the model that the run starts from, into every rank, and takes
+    /// the algorithm back to it. The first time the weights have the commit's version (0 for the
+    /// model that the run starts from). After that they get a version that no weights had before
+    /// (EP fencing), so that a rollout worker never takes old weights for new ones. Returns the
+    /// step to go on with.
     ///
     /// # Errors
     /// A rank was lost or refused.
     pub async fn load(&self, replay: bool) -> Result<StepId, PhaseError> {
-        let (committed, version) = {
+        let version = {
             let mut state = self.state();
             if replay {
                 state.version = state.fresh;
                 state.fresh = state.fresh.next();
             }
-            (state.committed.clone(), state.version)
+            state.version
         };
         let workers = self.group.workers();
         let name = shard_group(&self.group, &workers).await?;
@@ -118,20 +111,17 @@ impl PolicyFleet {
                 async move { Ok(client(&worker).load(request).await?.into_inner()) }
             })
             .await?;
-        if let Some(folder) = &committed.folder {
-            self.group
-                .call_all(&workers, "load_checkpoint", |worker, shard| {
-                    let id = CallId { step: 0, phase: "load_checkpoint", shard, attempt };
-                    let request = LoadCheckpointRequest {
-                        context: Some(self.group.context(&worker, &id)),
-                        folder: folder.display().to_string(),
-                        policy_version: version.0,
-                    };
-                    async move { Ok(client(&worker).load_checkpoint(request).await?.into_inner()) }
-                })
-                .await?;
+        let Some(commit) = self.commits.restore(replay.then_some(version)).await? else {
+            self.algorithm.restore(&serde_json::Value::Null)?;
+            return Ok(StepId(0));
+        };
+        self.algorithm.restore(&commit.algorithm_state)?;
+        if !replay {
+            let mut state = self.state();
+            state.version = PolicyVersion(commit.policy_version);
+            state.fresh = state.version.next();
         }
-        Ok(committed.next_step)
+        Ok(StepId(commit.next_step))
     }
 
     /// Publishes what the ranks hold, whatever the rollout workers have.
@@ -230,44 +220,26 @@ impl PolicyFleet {
     }
 
     async fn run_commit(&self, key: PhaseKey) -> Result<CommitReport, PhaseError> {
-        let due = (key.step.0 + 1).is_multiple_of(self.recipe.checkpoint.every_steps)
-            || key.step.0 + 1 == self.recipe.algorithm.steps;
-        let mut report = CommitReport::default();
-        if due {
-            let folder = checkpoint::folder(&self.checkpoints, key.step);
-            report = CommitReport { written: true, bytes: self.save(key, &folder).await? };
-            self.state().committed =
-                Committed { next_step: StepId(key.step.0 + 1), folder: Some(folder) };
+        let done = key.step.0 + 1;
+        let durable = self.finish_commit().await?;
+        let due = done.is_multiple_of(self.recipe.checkpoint.every_steps);
+        if due || done == self.recipe.algorithm.steps {
+            let mut commit = self.commits.commit(done);
+            commit.policy_version = self.version().0;
+            commit.algorithm_state = self.algorithm.state();
+            self.commits.begin(commit).await?;
         }
         self.release_objects(key.step).await;
-        Ok(report)
+        Ok(CommitReport { durable })
     }
 
-    async fn save(&self, key: PhaseKey, folder: &Path) -> Result<u64, PhaseError> {
-        let workers = self.group.workers();
-        let saved = self
-            .group
-            .call_all(&workers, key.phase.as_str(), |worker, shard| {
-                let id = CallId {
-                    step: key.step.0,
-                    phase: key.phase.as_str(),
-                    shard,
-                    attempt: key.attempt,
-                };
-                let request = SaveCheckpointRequest {
-                    context: Some(self.group.context(&worker, &id)),
-                    folder: folder.display().to_string(),
-                };
-                async move { Ok(client(&worker).save_checkpoint(request).await?.into_inner()) }
-            })
-            .await?;
-        let files: Vec<_> = saved.into_iter().map(|s| s.files).collect();
-        let failed =
-            |e: crate::job::error::JobError| PhaseError::Failed(crate::job::error::chain(&e));
-        let bytes = checkpoint::seal(folder, key.step, self.version(), &files).map_err(failed)?;
-        checkpoint::prune(&self.checkpoints, folder, self.recipe.checkpoint.keep)
-            .map_err(failed)?;
-        Ok(bytes)
+    /// Completes the commit that was begun, if there is one; returns its last step.
+    ///
+    /// # Errors
+    /// A rank was lost, or the disk refused.
+    pub async fn finish_commit(&self) -> Result<Option<StepId>, PhaseError> {
+        let commit = self.commits.finish().await?;
+        Ok(commit.map(|commit| StepId(commit.next_step.saturating_sub(1))))
     }
 
     /// Lets the owners drop the objects of steps that are done. A worker that cannot be reached

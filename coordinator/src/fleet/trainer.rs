@@ -99,6 +99,12 @@ impl Trainer {
         Ok(trainer)
     }
 
+    /// The workers.
+    #[must_use]
+    pub fn group(&self) -> &Arc<RoleGroup> {
+        &self.group
+    }
+
     /// Token ids of dialogues and where the assistant's turns stand in them, in their order.
     ///
     /// # Errors

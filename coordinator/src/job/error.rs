@@ -33,6 +33,22 @@ pub enum JobError {
         /// Process id of the coordinator that holds it.
         holder: String,
     },
+    /// The recipe is not the one that the run folder's job was started with.
+    #[error(
+        "the job in {} cannot be resumed with this recipe: {key} was {before} and is {now}; give \
+         it its old value, or name another folder with --run-dir",
+        .path.display()
+    )]
+    OtherRecipe {
+        /// The run folder.
+        path: PathBuf,
+        /// The first key that differs and matters.
+        key: String,
+        /// Its value when the job was started.
+        before: String,
+        /// Its value now.
+        now: String,
+    },
     /// Something that the recipe names is not there or not usable.
     #[error("{what}: {problem}; {fix}")]
     Input {

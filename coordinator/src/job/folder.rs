@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use nix::fcntl::{Flock, FlockArg};
 
 use super::error::JobError;
+use crate::checkpoint::COMMIT;
 
 /// Log of the coordinator that `plumb train` starts, in `logs/`.
 pub const COORDINATOR_LOG: &str = "coordinator.log";
@@ -31,7 +32,7 @@ impl RunFolder {
             let path = path.to_owned();
             move |source| JobError::Io { what: "made", path, source }
         };
-        for folder in [root.to_owned(), root.join("samples"), root.join("logs")] {
+        for folder in ["", "samples", "logs", "stages"].map(|name| root.join(name)) {
             std::fs::create_dir_all(&folder).map_err(io(&folder))?;
         }
         let root = root.canonicalize().map_err(io(root))?;
@@ -72,6 +73,8 @@ impl RunFolder {
             "models",
             "checkpoint",
             "export",
+            "adapter",
+            "stages",
         ] {
             let path = self.root.join(name);
             remove(&path)?;
@@ -83,19 +86,31 @@ impl RunFolder {
                 remove(&path)?;
             }
         }
-        let path = self.root.join("samples");
-        std::fs::create_dir_all(&path).map_err(|source| JobError::Io { what: "made", path, source })
+        for path in ["samples", "stages"].map(|name| self.root.join(name)) {
+            std::fs::create_dir_all(&path).map_err(|source| JobError::Io {
+                what: "made",
+                path,
+                source,
+            })?;
+        }
+        Ok(())
     }
 
     /// Removes what a job that did not end well left half-written: temporary names, up to two
-    /// folders deep.
+    /// folders deep, and commits that were never completed.
     pub fn sweep(&self) {
         let mut folders = vec![self.root.clone()];
-        folders.extend(["checkpoint", "models", "samples"].map(|name| self.root.join(name)));
-        for path in folders.iter().flat_map(|folder| entries(folder)) {
+        folders.extend(["models", "samples", "stages"].map(|name| self.root.join(name)));
+        let temporary = |path: &PathBuf| {
             let name = path.file_name().map(|n| n.to_string_lossy().into_owned());
-            let torn = name.is_some_and(|n| n.ends_with(".partial") || n.ends_with(".tmp"));
-            if torn && let Err(error) = remove(&path) {
+            name.is_some_and(|n| n.ends_with(".partial") || n.ends_with(".tmp"))
+        };
+        let torn = folders.iter().flat_map(|folder| entries(folder)).filter(temporary);
+        let stages = entries(&self.root.join("checkpoint"));
+        let commits = stages.iter().flat_map(|stage| entries(stage));
+        let uncommitted = commits.filter(|commit| !commit.join(COMMIT).is_file());
+        for path in torn.chain(uncommitted) {
+            if let Err(error) = remove(&path) {
                 tracing::warn!(error = %super::error::chain(&error), "half-written file left");
             }
         }
@@ -123,6 +138,18 @@ impl RunFolder {
     #[must_use]
     pub fn model(&self, stage: &str) -> PathBuf {
         self.root.join("models").join(stage)
+    }
+
+    /// What a finished stage has left, `stages/<stage>.json`.
+    #[must_use]
+    pub fn record(&self, stage: &str) -> PathBuf {
+        self.root.join("stages").join(format!("{stage}.json"))
+    }
+
+    /// Folder of a stage's commits.
+    #[must_use]
+    pub fn checkpoints(&self, stage: &str) -> PathBuf {
+        self.root.join("checkpoint").join(stage)
     }
 
     /// Bytes that may still be written to the folder's file system.
@@ -205,12 +232,13 @@ mod tests {
     fn sweeping_takes_half_written_names_only() {
         let root = tempfile::tempdir().unwrap();
         let folder = RunFolder::open(root.path()).unwrap();
-        std::fs::create_dir_all(folder.path("checkpoint/step-000001.partial")).unwrap();
-        std::fs::create_dir_all(folder.path("checkpoint/step-000002")).unwrap();
+        std::fs::create_dir_all(folder.path("checkpoint/sft/step-000001/policy.partial")).unwrap();
+        std::fs::create_dir_all(folder.path("checkpoint/sft/step-000002/policy")).unwrap();
+        std::fs::write(folder.path("checkpoint/sft/step-000002/commit.json"), "x").unwrap();
         std::fs::write(folder.path("report.html.tmp"), "x").unwrap();
         folder.sweep();
-        assert!(!folder.path("checkpoint/step-000001.partial").exists());
-        assert!(folder.path("checkpoint/step-000002").exists());
+        assert!(!folder.path("checkpoint/sft/step-000001").exists());
+        assert!(folder.path("checkpoint/sft/step-000002/policy").exists());
         assert!(!folder.path("report.html.tmp").exists());
     }
 

@@ -20,6 +20,7 @@ use crate::cluster::Cluster;
 use crate::fleet::Fleet;
 use crate::ports::PhaseError;
 use crate::report::Report;
+use crate::stage::record::StageRecord;
 use crate::stage::{self, Outputs, StageContext};
 
 /// How long the job's workers may take to go before half-written files are swept.
@@ -41,6 +42,8 @@ pub struct Job {
     pub events: Arc<EventLog>,
     /// Ends the job early.
     pub cancel: CancellationToken,
+    /// Go on with what is in the folder, which this recipe has left there.
+    pub resume: bool,
 }
 
 /// Runs a job and tells its end as its last event.
@@ -77,7 +80,10 @@ async fn forward_notices(cluster: Cluster, events: Arc<EventLog>) {
 }
 
 async fn run_stages(job: Job, cluster: Cluster) -> Result<PathBuf, JobError> {
-    job.folder.clear()?;
+    match job.resume {
+        true => job.folder.sweep(),
+        false => job.folder.clear()?,
+    }
     let recipe_text = job.recipe.to_toml()?;
     write_whole(&job.folder.path("recipe.toml"), recipe_text.as_bytes())?;
     let recipe = Arc::new(job.recipe);
@@ -118,22 +124,51 @@ async fn all_stages(context: &StageContext, recipe_text: &str) -> Result<PathBuf
     let stages = recipe.stage.len();
     for (index, stage) in recipe.stage.iter().enumerate() {
         let (name, steps) = (stage.name(), stage::steps(stage, recipe));
+        let before = StageRecord::read(&context.folder, stage)?;
         context.events.stage_started(name, stage.kind(), index, stages, steps);
-        tracing::info!(stage = name, kind = stage.kind(), "stage begins");
-        let start = Instant::now();
-        let figures = stage::run(stage, context, &mut outputs).await?;
-        let seconds = start.elapsed().as_secs_f64();
-        let footprints = footprints(context, stage).await;
-        let mut logged = figures.clone();
-        logged.extend(footprints.iter().flat_map(Footprint::figures));
-        context.log.stage(name, &logged)?;
-        summary.memory.extend(footprints);
-        context.log.span(stage.kind(), &format!("stage {name}"), seconds, true);
-        context.events.stage_finished(name, seconds, &figures);
-        summary.stage_seconds.insert(name.to_owned(), seconds);
-        summary.stages.insert(name.to_owned(), figures);
+        let record = match before {
+            Some(record) if !stage::is_needed_again(context, index)? => {
+                record.restore(name, &context.folder, &mut outputs)?;
+                context.log.set_restarts(record.restarts);
+                context.events.notice("info", format!("stage {name} was finished before"));
+                record
+            }
+            before => {
+                let taken = before.map_or(0.0, |record| record.seconds);
+                one_stage(context, stage, &mut outputs, taken).await?
+            }
+        };
+        context.events.stage_finished(name, record.seconds, &record.figures);
+        summary.stage_seconds.insert(name.to_owned(), record.seconds);
+        summary.memory.extend(record.memory);
+        summary.stages.insert(name.to_owned(), record.figures);
     }
     finish(context, summary, outputs, recipe_text)
+}
+
+/// Runs a stage that took `taken` seconds before, and notes that it is finished.
+async fn one_stage(
+    context: &StageContext,
+    stage: &Stage,
+    outputs: &mut Outputs,
+    taken: f64,
+) -> Result<StageRecord, JobError> {
+    let name = stage.name();
+    tracing::info!(stage = name, kind = stage.kind(), "stage begins");
+    let start = Instant::now();
+    let figures = stage::run(stage, context, outputs).await?;
+    let seconds = start.elapsed().as_secs_f64();
+    context.log.span(stage.kind(), &format!("stage {name}"), seconds, true);
+    let memory = footprints(context, stage).await;
+    let mut logged = figures.clone();
+    logged.extend(memory.iter().flat_map(Footprint::figures));
+    context.log.stage(name, &logged)?;
+    let mut record = StageRecord::of(stage, &context.folder, outputs, figures);
+    record.seconds = taken + seconds;
+    record.restarts = context.log.restarts();
+    record.memory = memory;
+    record.write(&context.folder, name)?;
+    Ok(record)
 }
 
 /// What the stage's roles have held beside what was predicted; a prediction that was far too low is

@@ -26,6 +26,7 @@ use tonic::{Request, Response, Status};
 use super::error::{JobError, chain};
 use super::events::EventLog;
 use super::folder::RunFolder;
+use super::resume;
 use super::runner::{self, Job};
 use crate::cluster::Cluster;
 
@@ -84,6 +85,7 @@ impl Jobs {
     fn admit(&self, request: &SubmitRequest) -> Result<JobId, JobError> {
         let recipe = Recipe::from_toml(&request.recipe_toml, Path::new("(submitted)"), &[])?;
         let folder = RunFolder::open(Path::new(&request.run_dir))?;
+        let resume = request.resume && resume::is_there(&folder, &recipe)?;
         let mut jobs = self.jobs();
         let number = jobs.len() + 1;
         let id = job_id(&recipe.name, number)?;
@@ -97,7 +99,12 @@ impl Jobs {
             folder,
             events: events.clone(),
             cancel: cancel.clone(),
+            resume,
         };
+        if request.resume && !resume {
+            let folder = job.folder.root().display();
+            events.notice("info", format!("{folder} holds no job to resume; a new one begins"));
+        }
         let task = tokio::spawn(runner::run(job, self.0.cluster.clone()));
         jobs.insert(id.to_string(), Running { events, cancel, task: Some(task) });
         Ok(id)
@@ -134,7 +141,9 @@ impl JobService for Jobs {
     ) -> Result<Response<SubmitResponse>, Status> {
         let id = self.admit(&request.into_inner()).map_err(|error| match &error {
             JobError::FolderInUse { .. } => Status::already_exists(chain(&error)),
-            JobError::Io { .. } => Status::failed_precondition(chain(&error)),
+            JobError::Io { .. } | JobError::OtherRecipe { .. } => {
+                Status::failed_precondition(chain(&error))
+            }
             _ => Status::invalid_argument(chain(&error)),
         })?;
         tracing::info!(job = %id, "job admitted");

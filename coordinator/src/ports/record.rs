@@ -197,10 +197,9 @@ pub struct UpdateReport {
 /// What a commit reports.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct CommitReport {
-    /// Whether this step was one to commit.
-    pub written: bool,
-    /// Bytes written.
-    pub bytes: u64,
+    /// The step, before this one, whose checkpoint has become durable: a checkpoint is written
+    /// while the next step runs.
+    pub durable: Option<StepId>,
 }
 
 /// A sample as far as the coordinator needs its contents.

@@ -1,22 +1,26 @@
 //! The loop of a stage that trains on a data set: every epoch's rows in a seeded order, a
-//! learning rate for each step, held-out figures before, between and after, and what a lost rank
-//! means.
+//! learning rate for each step, held-out figures before, between and after, commits to disk, and
+//! what a lost rank means.
+//!
+//! Rows and learning rate are functions of the step, so that a commit needs to say no more of
+//! them than the step.
 
 use std::future::Future;
+use std::sync::Arc;
 use std::time::Instant;
 
 use plumb_config::OptimizerConfig;
 use plumb_data::{Order, Position};
 use plumb_domain::Role;
+use serde::{Deserialize, Serialize};
 
 use super::skipped::warn_of_skipped;
 use super::{Figures, StageContext};
+use crate::checkpoint::Commit;
+use crate::fleet::trainer::Trainer;
 use crate::job::error::JobError;
 use crate::learning_rate::learning_rate;
 use crate::ports::{Answer, PhaseError};
-
-/// Whole repeats of a stage after a lost rank: it is short and keeps no checkpoint.
-const REPEATS: u32 = 2;
 
 /// How a stage goes over its rows.
 pub(super) struct Course<'a> {
@@ -39,7 +43,18 @@ pub(super) struct Course<'a> {
 impl Course<'_> {
     /// Optimiser steps of all epochs; the last one of an epoch may have fewer rows.
     fn steps(&self) -> u64 {
-        u64::from(self.epochs) * self.rows.div_ceil(self.rows_per_step) as u64
+        u64::from(self.epochs) * self.steps_per_epoch()
+    }
+
+    fn steps_per_epoch(&self) -> u64 {
+        self.rows.div_ceil(self.rows_per_step) as u64
+    }
+
+    /// Where the rows of a step begin.
+    fn position(&self, step: u64) -> Position {
+        let per_epoch = self.steps_per_epoch().max(1);
+        let index = (step % per_epoch) * self.rows_per_step as u64;
+        Position { epoch: step / per_epoch, index }
     }
 }
 
@@ -56,24 +71,46 @@ pub(super) trait Learner: Sync {
     fn measure(&self, steps: u64) -> Answer<'_, Figures>;
 }
 
-/// Runs the course. Returns `steps`, and each held-out figure as `heldout_NAME` (after the last
-/// step) and `heldout_NAME_before` (before the first).
+/// What a stage's commits keep beside the ranks' shards.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+struct Progress {
+    /// Rows of the course; another number is another course.
+    rows: usize,
+    /// Held-out figures before the first step.
+    before: Figures,
+    /// The last held-out figures.
+    after: Figures,
+}
+
+/// Runs the course from its newest sound commit on, or from its start. Returns `steps`, and each
+/// held-out figure as `heldout_NAME` (after the last step) and `heldout_NAME_before` (before the
+/// first).
 pub(super) async fn run(
     course: &Course<'_>,
     learner: &impl Learner,
+    trainer: &Trainer,
     context: &StageContext,
 ) -> Result<Figures, JobError> {
     let steps = course.steps();
     let rates = learning_rate(course.optimizer, steps)
         .map_err(|error| PhaseError::Failed(error.to_string()))?;
+    let commits = context.commits(course.stage, vec![Arc::clone(trainer.group())]);
+    let (first, mut progress) = match commits.restore(None).await? {
+        Some(commit) => (commit.next_step, progress(course, &commit)?),
+        None => {
+            let before = learner.measure(0).await?;
+            (0, Progress { rows: course.rows, before, ..Progress::default() })
+        }
+    };
+    // Steps after the commit are run again.
+    context.log.rewind(course.stage, first)?;
     let order = Order::new(course.rows, context.recipe.seed);
-    let mut batches = order.starting_at(Position::default()).map_err(|error| JobError::Stage {
-        stage: course.stage.to_owned(),
-        problem: error.to_string(),
+    let mut batches = order.starting_at(course.position(first)).map_err(|error| {
+        JobError::Stage { stage: course.stage.to_owned(), problem: error.to_string() }
     })?;
-    let before = learner.measure(0).await?;
-    let mut after = Figures::new();
-    for step in 0..steps {
+    let rule = &context.recipe.checkpoint;
+    let best_is_heldout = rule.keep_best.as_ref().is_some_and(|name| name.starts_with("heldout_"));
+    for step in first..steps {
         let start = Instant::now();
         let rows = batches.next_batch(course.rows_per_step);
         let mut figures = learner.train(step, &rows, rates.rate(step)).await?;
@@ -82,20 +119,47 @@ pub(super) async fn run(
         if done == steps {
             learner.finish().await?;
         }
-        if done == steps || (course.eval_every_steps > 0 && done % course.eval_every_steps == 0) {
-            after = learner.measure(done).await?;
-            figures.extend(heldout(&after, ""));
+        let due = |every: u64| done == steps || (every > 0 && done % every == 0);
+        let commit_due = due(rule.every_steps);
+        if due(course.eval_every_steps) || (commit_due && best_is_heldout) {
+            progress.after = learner.measure(done).await?;
+            figures.extend(heldout(&progress.after, ""));
         }
         let seconds = start.elapsed().as_secs_f64();
         context.log.span(course.kind, &format!("step {done}"), seconds, true);
         context.log.step(course.stage, done, &figures)?;
         context.events.step_finished(course.stage, done, steps, &figures);
+        // What a commit counts as done is in the log by now.
+        commits.finish().await?;
+        if commit_due {
+            let mut commit = commits.commit(done);
+            commit.algorithm_state = serde_json::to_value(&progress)?;
+            commit.figures = figures;
+            commits.begin(commit).await?;
+        }
     }
+    commits.finish().await?;
     let mut figures: Figures = [("steps".to_owned(), steps as f64)].into();
-    figures.extend(heldout(&after, ""));
+    figures.extend(heldout(&progress.after, ""));
     // The number of rows does not change.
-    figures.extend(heldout(&before, "_before").filter(|(name, _)| !is_count(name)));
+    figures.extend(heldout(&progress.before, "_before").filter(|(name, _)| !is_count(name)));
     Ok(figures)
+}
+
+/// What a commit says of a course, which must be this one.
+fn progress(course: &Course<'_>, commit: &Commit) -> Result<Progress, JobError> {
+    let progress: Progress = serde_json::from_value(commit.algorithm_state.clone())?;
+    if progress.rows == course.rows {
+        return Ok(progress);
+    }
+    Err(JobError::Stage {
+        stage: course.stage.to_owned(),
+        problem: format!(
+            "its checkpoint was trained on {} rows, and there are {} now; give it the same data, \
+             or run it from its start",
+            progress.rows, course.rows
+        ),
+    })
 }
 
 fn heldout<'a>(
@@ -109,7 +173,8 @@ fn is_count(name: &str) -> bool {
     ["pairs", "tokens", "texts"].iter().any(|count| name == format!("heldout_{count}_before"))
 }
 
-/// Runs `attempt` until no rank is lost on the way, a few times, and then releases the group.
+/// Runs `attempt` until no rank is lost on the way, and then releases the group. Each attempt
+/// goes on from the stage's newest commit; the group's restart budget ends the repetition.
 pub(super) async fn with_repeats<F>(
     context: &StageContext,
     stage: &str,
@@ -119,13 +184,13 @@ pub(super) async fn with_repeats<F>(
 where
     F: Future<Output = Result<Figures, JobError>>,
 {
-    let mut repeats = 0;
     let figures = loop {
         match attempt().await {
-            Err(JobError::Phase(PhaseError::Lost { worker, cause, .. })) if repeats < REPEATS => {
-                repeats += 1;
+            Err(JobError::Phase(PhaseError::Lost { worker, cause, .. })) => {
                 context.log.restarted();
-                let text = format!("{worker} lost ({cause}); stage {stage} from its start");
+                let text = format!(
+                    "{worker} lost ({cause}); stage {stage} goes on from its last checkpoint"
+                );
                 context.events.notice("warn", text);
                 context.fleet.group(role).await?.wait_ready().await?;
             }
@@ -172,10 +237,16 @@ mod tests {
             eval_every_steps: 0,
             optimizer: &optimizer,
         };
-        let mut batches = Order::new(7, 1).starting_at(Position::default()).unwrap();
-        let sizes = (0..course.steps()).map(|_| batches.next_batch(3).len()).collect::<Vec<_>>();
-        assert_eq!(sizes, [3, 3, 1, 3, 3, 1]);
+        let order = Order::new(7, 1);
+        let mut batches = order.starting_at(Position::default()).unwrap();
+        let all: Vec<_> = (0..course.steps()).map(|_| batches.next_batch(3)).collect();
+        assert_eq!(all.iter().map(Vec::len).collect::<Vec<_>>(), [3, 3, 1, 3, 3, 1]);
         assert_eq!(batches.position(), Position { epoch: 1, index: 7 });
+        // A resumed run has the rows of the uninterrupted one.
+        for (step, rows) in (0..).zip(&all) {
+            let mut resumed = order.starting_at(course.position(step)).unwrap();
+            assert_eq!(resumed.next_batch(3), *rows, "step {step}");
+        }
     }
 
     #[test]

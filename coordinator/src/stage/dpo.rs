@@ -83,7 +83,7 @@ async fn train(
         lambda: stage.pop_lambda.unwrap_or(1.0),
     };
     let learner = Preferences { trainer: &trainer, pairs: &pairs, loss };
-    let mut figures = run_course(&course, &learner, context).await?;
+    let mut figures = run_course(&course, &learner, &trainer, context).await?;
     figures.extend(export_model(context, &trainer, &stage.name, stage.lora.as_ref()).await?);
     figures.extend(pairs.figures);
     Ok(figures)

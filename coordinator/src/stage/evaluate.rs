@@ -112,7 +112,7 @@ async fn answers(
             other => break other?,
         }
     };
-    let mut file = JsonLines::open(context.folder.samples(&format!("{}-{name}", stage.name)))?;
+    let mut file = JsonLines::create(context.folder.samples(&format!("{}-{name}", stage.name)))?;
     for sample in &answers.samples {
         file.append(&SampleLine::new(sample).with_scores(answers.scores.get(&sample.id)))?;
     }

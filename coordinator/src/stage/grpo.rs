@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use plumb_config::GrpoStage;
-use plumb_domain::{Role, StepId};
+use plumb_domain::{PolicyVersion, Role, StepId};
 use plumb_telemetry::{JsonLines, metric};
 
 use super::draw::Draw;
@@ -14,6 +14,7 @@ use super::sample_log::{SampleLine, fetch};
 use super::skipped::warn_of_skipped;
 use super::{Figures, Outputs, StageContext};
 use crate::algorithm::grpo::Grpo;
+use crate::fleet::commits::Commits;
 use crate::fleet::policy::PolicyFleet;
 use crate::fleet::recovery::FleetRecovery;
 use crate::fleet::reference::ReferenceFleet;
@@ -24,7 +25,7 @@ use crate::job::error::JobError;
 use crate::job::summary::KlSummary;
 use crate::ports::retry::Retry;
 use crate::ports::{
-    Answer, Generation, Phase, PhaseError, PlainSample, Recovery, SampleScores, Texts,
+    Answer, Generation, Phase, PhaseError, PhaseKey, PlainSample, Recovery, SampleScores, Texts,
 };
 use crate::step::{Step, StepOutcome};
 
@@ -38,6 +39,7 @@ struct Roles {
     rewards: Arc<RewardFleet>,
     reference: Arc<ReferenceFleet>,
     algorithm: Arc<Grpo>,
+    commits: Arc<Commits>,
 }
 
 pub(super) async fn run(
@@ -58,7 +60,7 @@ pub(super) async fn run(
             problem: "no training prompt has a label with a weight above 0".to_owned(),
         });
     }
-    let roles = place(context, outputs).await?;
+    let (roles, first) = place(stage, context, outputs).await?;
     let recovery: Arc<dyn Recovery> = Arc::new(FleetRecovery {
         policy: roles.policy.clone(),
         rollout: roles.rollout.clone(),
@@ -67,7 +69,7 @@ pub(super) async fn run(
         events: context.events.clone(),
         log: context.log.clone(),
     });
-    let journal = StepJournal::new(&context.log);
+    let journal = StepJournal::new(&context.log, first, roles.policy.version());
     let texts = Reader { context };
     let ports = Ports::new(&roles, &recovery);
     let step = Step {
@@ -81,7 +83,9 @@ pub(super) async fn run(
         algorithm: &*roles.algorithm,
     };
     let figures =
-        Loop { stage, context, step, journal: &journal, recovery: &*recovery }.run().await?;
+        Loop { stage, context, step, roles: &roles, journal: &journal, recovery: &*recovery }
+            .run(first)
+            .await?;
     outputs.kl = figures.1;
     outputs.artefacts.insert("checkpoint".to_owned(), "checkpoint".to_owned());
     outputs.policy = Some(roles.policy);
@@ -108,8 +112,12 @@ impl Ports {
     }
 }
 
-/// Places all roles and loads their models, all at once.
-async fn place(context: &StageContext, outputs: &Outputs) -> Result<Roles, JobError> {
+/// Places all roles and loads their models, all at once. Returns the first step to run.
+async fn place(
+    stage: &GrpoStage,
+    context: &StageContext,
+    outputs: &Outputs,
+) -> Result<(Roles, StepId), JobError> {
     let (recipe, fleet) = (&context.recipe, &context.fleet);
     // A policy with adapters is its own reference, without them.
     let reference = async {
@@ -145,22 +153,21 @@ async fn place(context: &StageContext, outputs: &Outputs) -> Result<Roles, JobEr
     )?;
     let (rollout, rewards, reference) = (Arc::new(rollout), Arc::new(rewards), Arc::new(reference));
     let algorithm = Arc::new(Grpo::new(recipe));
-    let checkpoints = context.folder.path("checkpoint");
-    std::fs::create_dir_all(&checkpoints).map_err(|source| JobError::Io {
-        what: "made",
-        path: checkpoints.clone(),
-        source,
-    })?;
+    let commits = Arc::new(context.commits(&stage.name, vec![policy.clone()]));
     let policy = Arc::new(PolicyFleet::new(
         policy.clone(),
         recipe.clone(),
         algorithm.clone(),
-        (model.clone(), checkpoints),
+        (model.clone(), commits.clone()),
         Arc::new(Weights::new(policy, rollout.clone())),
         vec![rollout.group().clone(), reference.group().clone()],
     ));
-    policy.load(false).await?;
-    Ok(Roles { policy, rollout, rewards, reference, algorithm })
+    let first = policy.load(false).await?;
+    if policy.version() > PolicyVersion(0) {
+        let key = PhaseKey { step: first, phase: Phase::Publish, attempt: 0 };
+        policy.publish_current(key).await?;
+    }
+    Ok((Roles { policy, rollout, rewards, reference, algorithm, commits }, first))
 }
 
 /// Reads samples from their owners.
@@ -179,40 +186,77 @@ struct Loop<'a> {
     stage: &'a GrpoStage,
     context: &'a StageContext,
     step: Step<'a>,
+    roles: &'a Roles,
     journal: &'a StepJournal<'a>,
     recovery: &'a dyn Recovery,
 }
 
 impl Loop<'_> {
-    async fn run(&self) -> Result<(Figures, KlSummary), JobError> {
-        let recipe = &self.context.recipe;
-        let steps = recipe.algorithm.steps;
-        let mut kl = KlSummary { bound: recipe.algorithm.kl.bound, ..KlSummary::default() };
+    /// Runs the steps from `first` on.
+    async fn run(&self, first: StepId) -> Result<(Figures, KlSummary), JobError> {
+        let steps = self.context.recipe.algorithm.steps;
         let mut samples = JsonLines::open(self.context.folder.samples(&self.stage.name))?;
-        let mut figures = Figures::new();
-        let (mut step, mut replays) = (StepId(0), 0);
-        while step.0 < steps {
-            match self.step.run(step, replays * ATTEMPTS_PER_REPLAY).await {
-                Ok(outcome) => {
-                    if outcome.commit.written {
-                        self.journal.checkpointed()?;
-                    }
-                    kl.last = outcome.reference.kl_per_token();
-                    kl.max = kl.max.max(kl.last);
-                    figures = self.record(&outcome, step, &mut samples)?;
-                    step = StepId(step.0 + 1);
-                }
-                Err(error) => {
+        let (mut step, mut replays) = (first, 0);
+        self.rewind(step, &mut samples)?;
+        loop {
+            let done = match step.0 < steps {
+                true => self.one(step, replays * ATTEMPTS_PER_REPLAY, &mut samples).await,
+                // The last step's figures are written by now, and may be lost no more.
+                false => self.roles.policy.finish_commit().await.map_err(Into::into).map(|_| ()),
+            };
+            match done {
+                Ok(()) if step.0 >= steps => break,
+                Ok(()) => step = StepId(step.0 + 1),
+                Err(JobError::Phase(error)) => {
                     step = self.recover(error, step).await?;
+                    self.rewind(step, &mut samples)?;
                     replays += 1;
                 }
+                Err(error) => return Err(error),
             }
         }
+        Ok(self.summary(replays))
+    }
+
+    /// One step and its records.
+    async fn one(
+        &self,
+        step: StepId,
+        attempt: u32,
+        samples: &mut JsonLines,
+    ) -> Result<(), JobError> {
+        let outcome = self.step.run(step, attempt).await?;
+        if let Some(durable) = outcome.commit.durable {
+            self.journal.checkpointed(durable)?;
+        }
+        let figures = self.record(&outcome, step, samples)?;
+        self.roles.commits.note(step.0 + 1, &figures);
+        Ok(())
+    }
+
+    /// Takes back what was written of `next` and later steps, which are run again.
+    fn rewind(&self, next: StepId, samples: &mut JsonLines) -> Result<(), JobError> {
+        self.context.log.rewind(&self.stage.name, next.0)?;
+        samples.retain(|line| line["step"].as_u64().is_some_and(|step| step <= next.0))?;
+        Ok(())
+    }
+
+    /// The figures of the last step, and the leash over all steps.
+    fn summary(&self, replays: u32) -> (Figures, KlSummary) {
+        let all = self.context.log.steps_of(&self.stage.name);
+        let per_token = |figures: &Figures| figures.get(metric::KL_PER_TOKEN).copied();
+        let mut kl = KlSummary {
+            bound: self.context.recipe.algorithm.kl.bound,
+            last: all.last().and_then(per_token).unwrap_or(0.0),
+            max: all.iter().filter_map(per_token).fold(0.0, f64::max),
+            within_bound: false,
+        };
         kl.within_bound = kl.max <= kl.bound;
+        let mut figures = all.into_iter().last().unwrap_or_default();
         figures.retain(|name, _| !name.starts_with("seconds/"));
         figures.insert("kl/max".to_owned(), kl.max);
         figures.insert("replays".to_owned(), f64::from(replays));
-        Ok((figures, kl))
+        (figures, kl)
     }
 
     /// Brings back what an error says was lost; any other error ends the job.
@@ -232,6 +276,7 @@ impl Loop<'_> {
             ))
             .into());
         }
+        self.journal.fell_back(resume)?;
         Ok(resume)
     }
 

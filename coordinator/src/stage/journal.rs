@@ -15,8 +15,13 @@ pub(super) struct StepJournal<'a> {
 }
 
 impl<'a> StepJournal<'a> {
-    pub(super) fn new(log: &'a RunLog) -> Self {
-        Self { machine: Arc::new(Mutex::new(StepMachine::new(PolicyVersion(0)))), log }
+    /// Step `next` comes first; the policy has this version.
+    pub(super) fn new(log: &'a RunLog, next: StepId, version: PolicyVersion) -> Self {
+        let machine = match next.0.checked_sub(1) {
+            None => StepMachine::new(version),
+            Some(last) => StepMachine::resume(StepId(last), version),
+        };
+        Self { machine: Arc::new(Mutex::new(machine)), log }
     }
 
     /// A worker of this role was lost; returns the step that the machine wants next.
@@ -24,9 +29,14 @@ impl<'a> StepJournal<'a> {
         self.machine().lost(role).step
     }
 
-    /// The last commit is on disk.
-    pub(super) fn checkpointed(&self) -> Result<(), PhaseError> {
-        self.machine().checkpointed().map_err(|e| PhaseError::Failed(e.to_string()))
+    /// The commit of this step is on disk.
+    pub(super) fn checkpointed(&self, step: StepId) -> Result<(), PhaseError> {
+        self.machine().checkpointed(step).map_err(|e| PhaseError::Failed(e.to_string()))
+    }
+
+    /// The policy holds the state before `next`, which may be older than the machine thinks.
+    pub(super) fn fell_back(&self, next: StepId) -> Result<(), PhaseError> {
+        self.machine().fell_back(next).map_err(|e| PhaseError::Failed(e.to_string()))
     }
 
     fn machine(&self) -> std::sync::MutexGuard<'_, StepMachine> {

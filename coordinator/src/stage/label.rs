@@ -69,7 +69,7 @@ pub(super) fn run(
         path: folder.clone(),
         source,
     })?;
-    let mut file = JsonLines::open(folder.join(format!("{}.jsonl", stage.name)))?;
+    let mut file = JsonLines::create(folder.join(format!("{}.jsonl", stage.name)))?;
     let mut pairs = Pairs::default();
     let heldout =
         heldout_prompts(by_prompt.keys().copied(), stage.heldout_share, context.recipe.seed);

@@ -61,7 +61,7 @@ pub(super) async fn run(
             other => break other?,
         }
     };
-    let mut file = JsonLines::open(context.folder.samples(&stage.name))?;
+    let mut file = JsonLines::create(context.folder.samples(&stage.name))?;
     for sample in &samples {
         file.append(&SampleLine::new(sample))?;
     }

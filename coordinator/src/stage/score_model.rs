@@ -135,7 +135,7 @@ async fn train(
         optimizer: model.optimizer,
     };
     let learner = Scores { trainer: &trainer, data: &data, loss: model.loss };
-    let mut figures = run_course(&course, &learner, context).await?;
+    let mut figures = run_course(&course, &learner, &trainer, context).await?;
     figures.extend(export_model(context, &trainer, model.source.stage, model.lora).await?);
     figures.extend(data.figures);
     Ok(figures)

@@ -56,7 +56,7 @@ async fn train(
         optimizer: &stage.optimizer,
     };
     let learner = Dialogues { trainer: &trainer, data: &data };
-    let mut figures = run_course(&course, &learner, context).await?;
+    let mut figures = run_course(&course, &learner, &trainer, context).await?;
     figures.extend(export_model(context, &trainer, &stage.name, stage.lora.as_ref()).await?);
     figures.extend(data.figures);
     Ok(figures)

@@ -19,7 +19,7 @@ pub use error::{ConfigError, Contradiction};
 pub use parse::Override;
 pub use plumb_domain::KlKind;
 pub use schema::{
-    Advantage, AlgorithmConfig, CheckpointConfig, Component, ComponentKind, CostModelStage,
+    Advantage, AlgorithmConfig, Best, CheckpointConfig, Component, ComponentKind, CostModelStage,
     CpgdWeight, DataConfig, DataSources, DpoStage, Dtype, EmaConfig, EngineConfig, EvaluateStage,
     ExportStage, GroupConfig, GroupsConfig, GrpoStage, ImportanceConfig, ImportanceKind, KlConfig,
     KlPlace, LabelStage, LoraConfig, LoraTarget, LossConfig, LossKind, Measure, ModelConfig,

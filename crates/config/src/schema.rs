@@ -78,19 +78,38 @@ pub struct Recipe {
     pub stage: Vec<Stage>,
 }
 
-/// When the policy is committed to disk. A lost policy rank takes the job back to the last commit.
+/// When a stage that trains is committed to disk, in `checkpoint/STAGE` of the run folder. A lost
+/// rank takes the stage back to its last commit, and `plumb train --resume` goes on from there.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct CheckpointConfig {
-    /// Steps between commits; the last step is always committed.
+    /// Steps between commits; a stage's last step is always committed.
     pub every_steps: u64,
-    /// Commits that are kept.
+    /// Newest commits of a stage that are kept. With 1 there is none to fall back to when the
+    /// disk has damaged it.
     pub keep: usize,
+    /// The commit with the best value of this figure of `metrics.jsonl` is kept besides, for
+    /// example `heldout_loss`; a held-out figure is then measured at every commit. Needs `best`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub keep_best: Option<String>,
+    /// Which value of `keep_best` is the best: `lowest` or `highest`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub best: Option<Best>,
+}
+
+/// Which value of a figure is the best.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Best {
+    /// As of a loss.
+    Lowest,
+    /// As of an accuracy.
+    Highest,
 }
 
 impl Default for CheckpointConfig {
     fn default() -> Self {
-        Self { every_steps: 20, keep: 1 }
+        Self { every_steps: 20, keep: 2, keep_best: None, best: None }
     }
 }
 

@@ -156,7 +156,13 @@ impl Recipe {
             self.checkpoint.every_steps >= 1 && self.checkpoint.keep >= 1,
             "checkpoint",
             "every_steps and keep are at least 1",
-            "a lost policy rank needs a commit to go back to",
+            "a lost rank needs a commit to go back to",
+        );
+        found.require(
+            self.checkpoint.keep_best.is_some() == self.checkpoint.best.is_some(),
+            "checkpoint.keep_best",
+            "keep_best and best are given together",
+            "write for example keep_best = \"heldout_loss\" and best = \"lowest\"",
         );
     }
 }
@@ -254,6 +260,9 @@ name = "train"
             ("reward.component.0.model=m", "reward.component[0]"),
             ("stage.0.name=train", "stage[1].name"),
             ("timeouts.phase_secs=0.0", "timeouts.phase_secs"),
+            ("checkpoint.keep=0", "checkpoint"),
+            ("checkpoint.keep_best=heldout_loss", "checkpoint.keep_best"),
+            ("checkpoint.best=lowest", "checkpoint.keep_best"),
             ("data.label_weights.safety=-1.0", "data.label_weights.safety"),
             ("data.train=[]", "data.train"),
             ("data.heldout=\"\"", "data.heldout"),

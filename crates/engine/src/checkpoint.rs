@@ -4,108 +4,69 @@
 //! manifest comes last, then the folder gets its name.
 //! CKPT-2: nothing is changed in the model before every file has been verified.
 //! CKPT-3: a checkpoint resumes at any world size.
+//! CKPT-4: a checkpoint holds the state at the moment it was begun, whatever the model does while
+//! it is written.
+//!
+//! What is in it: parameters, moments, moving average, the number of optimiser steps and how many
+//! were skipped since the last. What
+//! need not be in it, because it is a function of that number: the learning rate (the caller's
+//! schedule), the rows of a step (the caller's order), and the masks of dropout, which are drawn
+//! from seed, step, pass and rank. With dropout a run is therefore repeated bit for bit at the
+//! same world size only.
 //!
 //! All ranks must see the same file system.
 
-use std::fs;
+mod manifest;
+mod open;
+mod write;
+
 use std::path::{Path, PathBuf};
 
-use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
 use crate::flat::FlatBlock;
-use crate::shard_file::{self, FileDigest, ShardFile};
+use crate::shard_file::ShardFile;
 use crate::sharded_model::ShardedModel;
 use crate::stored_moments::{Stored, StoredMoments};
-use crate::{AdamW, EngineError, MomentState, Result};
+use crate::{EngineError, Result};
 
-/// Name of the manifest within the folder.
-pub const MANIFEST: &str = "manifest.json";
-const FORMAT: &str = "plumbline-checkpoint-1";
+pub use manifest::{AdapterEntry, BlockEntry, HeadEntry, MANIFEST, Manifest, read_manifest};
+pub(crate) use write::PendingCheckpoint;
 
-/// Describes a checkpoint completely.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Manifest {
-    /// Which layout this is.
-    pub format: String,
-    /// Number of shard files, in rank order in `files`.
-    pub ranks: usize,
-    /// Optimiser steps taken.
-    pub optimizer_step: u64,
-    /// What the stored adapters are; absent where the whole model is stored.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub adapter: Option<AdapterEntry>,
-    /// Whether a moving average is stored beside the parameters.
-    #[serde(default)]
-    pub ema: bool,
-    /// How the moments are stored.
-    #[serde(default)]
-    pub moments: MomentState,
-    /// The stored blocks, embedding first; with adapters, only what is trained.
-    pub blocks: Vec<BlockEntry>,
-    /// The shard files.
-    pub files: Vec<FileDigest>,
+use manifest::entry;
+
+/// How much of a checkpoint is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Scope {
+    /// All that training needs.
+    Everything,
+    /// The parameters alone.
+    Parameters,
+    /// The moving average in place of the parameters.
+    Average,
 }
 
-/// Adapters in a manifest; rank and targets follow from the shapes of their parameters.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct AdapterEntry {
-    /// Scale of the product of B and A, `alpha / rank`.
-    pub scale: f64,
-    /// The folder of the model that they belong to.
-    pub base_model: String,
+/// What a model was restored from.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Restored {
+    /// The checkpoint.
+    pub folder: PathBuf,
+    /// What it holds.
+    pub manifest: Manifest,
+    /// Those that were asked for before it, and why each was refused.
+    pub refused: Vec<Refused>,
 }
 
-/// One block in a manifest.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct BlockEntry {
-    /// Whether moments are stored beside the parameters.
-    pub trainable: bool,
-    /// Elements per shard.
-    pub shard: i64,
-    /// Names and shapes, end to end.
-    pub parameters: Vec<(String, Vec<i64>)>,
+/// A checkpoint that was not used.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refused {
+    /// Its folder.
+    pub folder: PathBuf,
+    /// Which file is wrong and how; empty where only other ranks have found it.
+    pub problem: String,
 }
 
 impl ShardedModel {
-    /// Writes a checkpoint. Every rank calls this with the same folder. Returns the files of
-    /// this rank; on rank 0 the manifest too.
-    ///
-    /// # Errors
-    /// A file that could not be written, for example for lack of space: every rank then returns
-    /// an error and nothing is left behind.
-    pub fn save_checkpoint(&self, folder: &Path) -> Result<Vec<FileDigest>> {
-        let partial = with_suffix(folder, ".partial");
-        let outcome = self.write_all(folder, &partial);
-        if outcome.is_err() && self.rank() == 0 && partial.exists() {
-            // The error that brought us here is the one to report.
-            if let Err(error) = fs::remove_dir_all(&partial) {
-                tracing::warn!(folder = %partial.display(), %error, "cannot remove a partial checkpoint");
-            }
-        }
-        outcome
-    }
-
-    fn write_all(&self, folder: &Path, partial: &Path) -> Result<Vec<FileDigest>> {
-        let prepared = if self.rank() == 0 { create_empty(partial) } else { Ok(()) };
-        self.agree("checkpoint", prepared)?;
-        let path = partial.join(shard_name(self.rank(), self.world_size()));
-        let written = shard_file::write(&path, &self.state());
-        let mine = self.agree("checkpoint", written)?;
-        let files = self.gather_digests(&mine)?;
-        let mut own = vec![mine];
-        let finished = if self.rank() == 0 {
-            finish(folder, partial, &self.manifest(files)).map(|manifest| own.push(manifest))
-        } else {
-            Ok(())
-        };
-        self.agree("checkpoint", finished)?;
-        Ok(own)
-    }
-
     /// The blocks that a checkpoint holds: all, or with adapters what is trained, since the rest
     /// is as in the model's folder.
     fn stored_blocks(&self) -> Vec<usize> {
@@ -120,75 +81,40 @@ impl ShardedModel {
         index >= self.specs.len() || self.blocks[index].trainable
     }
 
-    /// This rank's vectors, named by block.
-    fn state(&self) -> Vec<(String, &Tensor)> {
+    /// This rank's vectors, named by block, and whether training changes them.
+    pub(crate) fn state(&self) -> Vec<(String, &Tensor, bool)> {
         let mut tensors = Vec::new();
         for (entry, index) in self.stored_blocks().into_iter().enumerate() {
-            tensors.push((vector_name(entry, "master"), self.blocks[index].master()));
+            let block = &self.blocks[index];
+            tensors.push((vector_name(entry, "master"), block.master(), block.trainable));
             if let Some(moments) = self.optimizer.as_ref().and_then(|adamw| adamw.moments(index)) {
                 for (what, vector) in moments.vectors() {
-                    tensors.push((vector_name(entry, what), vector));
+                    tensors.push((vector_name(entry, what), vector, true));
                 }
             }
             if let Some(ema_s) = self.ema.as_ref().and_then(|ema| ema.shard(index)) {
-                tensors.push((vector_name(entry, "ema"), ema_s));
+                tensors.push((vector_name(entry, "ema"), ema_s, true));
             }
         }
         tensors
     }
 
-    fn manifest(&self, files: Vec<FileDigest>) -> Manifest {
-        Manifest {
-            format: FORMAT.to_owned(),
-            ranks: self.world_size(),
-            optimizer_step: self.optimizer_step(),
-            adapter: self.lora().map(|config| AdapterEntry {
-                scale: config.scale(),
-                base_model: self.source_folder.display().to_string(),
-            }),
-            ema: self.has_average(),
-            moments: self.optimizer.as_ref().map_or(MomentState::Fp32, AdamW::state),
-            blocks: self.stored_blocks().iter().map(|&index| entry(&self.blocks[index])).collect(),
-            files,
-        }
-    }
-
-    /// Size and digest of every rank's file, as five int64 per rank.
-    fn gather_digests(&self, mine: &FileDigest) -> Result<Vec<FileDigest>> {
-        let digest = hex::decode(&mine.digest).unwrap_or_default();
-        let mut words = vec![mine.bytes as i64];
-        words.extend(
-            digest.chunks_exact(8).map(|chunk| {
-                chunk.iter().rev().fold(0, |word, &byte| (word << 8) | i64::from(byte))
-            }),
-        );
-        let width = words.len() as i64;
-        let ranks = self.world_size();
-        let device = self.settings.device;
-        let words = Tensor::from_slice(&words).to_device(device);
-        let mut all = Tensor::zeros([width * ranks as i64], (tch::Kind::Int64, device));
-        self.comm.all_gather(&mut all, &words)?.wait()?;
-        let all: Vec<i64> = Vec::try_from(all.to_device(tch::Device::Cpu))?;
-        let files = all.chunks_exact(width as usize).enumerate().map(|(rank, words)| {
-            let bytes: Vec<u8> = words[1..].iter().flat_map(|word| word.to_le_bytes()).collect();
-            FileDigest {
-                name: shard_name(rank, ranks),
-                bytes: words[0] as u64,
-                digest: hex::encode(bytes),
-            }
-        });
-        Ok(files.collect())
-    }
-
     /// Restores parameters, moments and step count. Every rank calls this with the same folder;
-    /// the checkpoint may come from another number of ranks.
+    /// the checkpoint may come from another number of ranks. A checkpoint that was begun and not
+    /// finished is given up.
     ///
     /// # Errors
     /// A file that is missing, truncated or altered, or a checkpoint of another model; the model
     /// is then as before on every rank.
     pub fn load_checkpoint(&mut self, folder: &Path) -> Result<Manifest> {
+        self.load_scope(folder, Scope::Everything)
+    }
+
+    fn load_scope(&mut self, folder: &Path, scope: Scope) -> Result<Manifest> {
         let _guard = tch::no_grad_guard();
-        let read = self.read_state(folder);
+        // Its writer shares the frozen blocks with the model.
+        self.pending_checkpoint = None;
+        let read = self.read_state(folder, scope);
         let (manifest, vectors) = self.agree("loading a checkpoint", read)?;
         for (index, vectors) in self.stored_blocks().into_iter().zip(vectors) {
             self.blocks[index].master_mut().copy_(&vectors.master_s);
@@ -202,23 +128,51 @@ impl ShardedModel {
             }
         }
         if let Some(optimizer) = &mut self.optimizer {
-            optimizer.set_step_count(manifest.optimizer_step);
+            optimizer.set_counts(manifest.optimizer_step, manifest.skipped_in_a_row);
         }
         Ok(manifest)
     }
 
-    fn read_state(&self, folder: &Path) -> Result<(Manifest, Vec<BlockVectors>)> {
+    /// Restores from the first of some checkpoints, newest first, that every rank finds sound.
+    /// Every rank calls this with the same folders, and all use the same one.
+    ///
+    /// # Errors
+    /// [`EngineError::NoCheckpoint`] when none is sound, with what is wrong with each; a failed
+    /// collective. The model is then as before.
+    pub fn load_newest_checkpoint(&mut self, folders: &[PathBuf]) -> Result<Restored> {
+        let mut refused = Vec::new();
+        for folder in folders {
+            match self.load_checkpoint(folder) {
+                Ok(manifest) => return Ok(Restored { folder: folder.clone(), manifest, refused }),
+                Err(EngineError::OtherRank { .. }) => {
+                    refused.push(Refused { folder: folder.clone(), problem: String::new() });
+                }
+                Err(error @ (EngineError::Checkpoint { .. } | EngineError::File { .. })) => {
+                    let problem = error.to_string();
+                    tracing::warn!(folder = %folder.display(), problem, "checkpoint refused");
+                    refused.push(Refused { folder: folder.clone(), problem });
+                }
+                Err(other) => return Err(other),
+            }
+        }
+        Err(EngineError::NoCheckpoint { refused })
+    }
+
+    fn read_state(&self, folder: &Path, scope: Scope) -> Result<(Manifest, Vec<BlockVectors>)> {
         let manifest = read_manifest(folder)?;
-        self.check_fits(folder, &manifest)?;
+        self.check_fits(folder, &manifest, scope)?;
         let mut files = OpenFiles::new(folder, &manifest);
         let rank = self.rank() as i64;
         let read = |(at, index): (usize, usize)| {
             let (block, stored) = (&self.blocks[index], &manifest.blocks[at]);
             let mut part = |what| files.part(at, what, stored.shard, block, rank);
-            let master_s = part("master")?;
-            let averaged = block.trainable && self.has_average();
+            let average = scope == Scope::Average && stored.trainable;
+            let master_s = part(if average { "ema" } else { "master" })?;
+            let resumed = block.trainable && scope == Scope::Everything;
+            let averaged = resumed && self.has_average();
             let ema_s = if averaged { Some(part("ema")?) } else { None };
-            let moments = self.optimizer.as_ref().and_then(|adamw| adamw.moments(index));
+            let optimizer = self.optimizer.as_ref().filter(|_| resumed);
+            let moments = optimizer.and_then(|adamw| adamw.moments(index));
             let cut = Stored {
                 state: manifest.moments,
                 shard: stored.shard,
@@ -237,14 +191,14 @@ impl ShardedModel {
         Ok((manifest, vectors))
     }
 
-    fn check_fits(&self, folder: &Path, manifest: &Manifest) -> Result<()> {
+    fn check_fits(&self, folder: &Path, manifest: &Manifest, scope: Scope) -> Result<()> {
         let refuse =
             |problem: String| Err(EngineError::Checkpoint { path: folder.join(MANIFEST), problem });
         match (&manifest.adapter, self.lora().map(plumb_model::LoraConfig::scale)) {
             (None, None) => {}
-            (Some(stored), Some(scale)) if stored.scale.to_bits() == scale.to_bits() => {}
+            (Some(stored), Some(scale)) if stored.scale().to_bits() == scale.to_bits() => {}
             (Some(stored), Some(scale)) => {
-                let stored = stored.scale;
+                let stored = stored.scale();
                 return refuse(format!(
                     "holds adapters of scale alpha / rank = {stored}, the model's have {scale}"
                 ));
@@ -254,8 +208,9 @@ impl ShardedModel {
             }
             (None, Some(_)) => return refuse("holds no adapters, the model has some".to_owned()),
         }
-        if self.has_average() && !manifest.ema {
-            return refuse("holds no moving average, the model keeps one".to_owned());
+        let averages = self.has_average() || scope == Scope::Average;
+        if averages && !manifest.ema {
+            return refuse("holds no moving average, and one is asked for".to_owned());
         }
         let stored_blocks = self.stored_blocks();
         let (stored, own) = (manifest.blocks.len(), stored_blocks.len());
@@ -273,7 +228,7 @@ impl ShardedModel {
             if stored.parameters.len() != own.parameters.len() {
                 return refuse("holds other parameters than the model".to_owned());
             }
-            if block.trainable && !stored.trainable {
+            if block.trainable && !stored.trainable && scope == Scope::Everything {
                 let name = &own.parameters[0].0;
                 return refuse(format!("has no optimiser state for the block of {name}"));
             }
@@ -352,79 +307,6 @@ impl<'a> OpenFiles<'a> {
     }
 }
 
-/// Reads and checks a manifest.
-///
-/// # Errors
-/// A folder that is not a whole checkpoint.
-pub fn read_manifest(folder: &Path) -> Result<Manifest> {
-    let path = folder.join(MANIFEST);
-    let refuse = |problem: String| EngineError::Checkpoint { path: path.clone(), problem };
-    let text = fs::read(&path).map_err(|error| refuse(format!("cannot be read: {error}")))?;
-    let manifest: Manifest = serde_json::from_slice(&text)
-        .map_err(|error| refuse(format!("is not a valid manifest: {error}")))?;
-    if manifest.format != FORMAT {
-        return Err(refuse(format!("has format {:?}, expected {FORMAT:?}", manifest.format)));
-    }
-    if manifest.files.len() != manifest.ranks || manifest.blocks.iter().any(|block| block.shard < 1)
-    {
-        return Err(refuse("contradicts itself".to_owned()));
-    }
-    Ok(manifest)
-}
-
-fn entry(block: &FlatBlock) -> BlockEntry {
-    let slots = block.layout.slots.iter();
-    BlockEntry {
-        trainable: block.trainable,
-        shard: block.layout.shard,
-        parameters: slots.map(|slot| (slot.name.clone(), slot.shape.clone())).collect(),
-    }
-}
-
-fn shard_name(rank: usize, ranks: usize) -> String {
-    format!("shard-{rank:05}-of-{ranks:05}.safetensors")
-}
-
 fn vector_name(block: usize, what: &str) -> String {
     format!("block-{block:04}.{what}")
-}
-
-fn with_suffix(folder: &Path, suffix: &str) -> PathBuf {
-    let mut name = folder.as_os_str().to_owned();
-    name.push(suffix);
-    PathBuf::from(name)
-}
-
-fn create_empty(folder: &Path) -> Result<()> {
-    let fail = |source| EngineError::File { action: "create", path: folder.to_path_buf(), source };
-    if folder.exists() {
-        fs::remove_dir_all(folder).map_err(fail)?;
-    }
-    fs::create_dir_all(folder).map_err(fail)
-}
-
-/// Writes the manifest and gives the folder its name, replacing an older checkpoint there.
-fn finish(folder: &Path, partial: &Path, manifest: &Manifest) -> Result<FileDigest> {
-    let path = partial.join(MANIFEST);
-    let fail = |action, path: &Path| {
-        let path = path.to_path_buf();
-        move |source| EngineError::File { action, path, source }
-    };
-    let text = serde_json::to_vec_pretty(manifest)
-        .map_err(|error| fail("write", &path)(std::io::Error::other(error)))?;
-    fs::write(&path, &text).map_err(fail("write", &path))?;
-    for synced in [path.as_path(), partial] {
-        let file = fs::File::open(synced).map_err(fail("open", synced))?;
-        file.sync_all().map_err(fail("sync", synced))?;
-    }
-    let older = with_suffix(folder, ".older");
-    if folder.exists() {
-        fs::rename(folder, &older).map_err(fail("rename", folder))?;
-    }
-    fs::rename(partial, folder).map_err(fail("rename", partial))?;
-    if older.exists() {
-        fs::remove_dir_all(&older).map_err(fail("remove", &older))?;
-    }
-    let digest = blake3::hash(&text).to_hex().to_string();
-    Ok(FileDigest { name: MANIFEST.to_owned(), bytes: text.len() as u64, digest })
 }

@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use crate::checkpoint::Refused;
+
 /// An engine failure. Messages name the object and its values.
 #[derive(Debug, thiserror::Error)]
 pub enum EngineError {
@@ -82,6 +84,12 @@ pub enum EngineError {
         /// What is wrong with it.
         problem: String,
     },
+    /// Of some checkpoints none can be used.
+    #[error("none of {} checkpoints can be used: {}", .refused.len(), problems(.refused))]
+    NoCheckpoint {
+        /// Each of them, with what is wrong.
+        refused: Vec<Refused>,
+    },
     /// A file that could not be written or read.
     #[error("{action} {path}: {source}", path = path.display())]
     File {
@@ -117,6 +125,12 @@ pub enum EngineError {
     /// libtorch itself.
     #[error("tensor operation failed: {0}")]
     Tensor(#[from] tch::TchError),
+}
+
+fn problems(refused: &[Refused]) -> String {
+    let known = refused.iter().map(|refused| refused.problem.as_str()).filter(|p| !p.is_empty());
+    let problems: Vec<_> = known.collect();
+    if problems.is_empty() { "see the other ranks".to_owned() } else { problems.join("; ") }
 }
 
 impl EngineError {

@@ -77,8 +77,13 @@ impl AdamW {
         self.settings.state
     }
 
-    pub(crate) fn set_step_count(&mut self, step: u64) {
+    pub(crate) fn skipped_in_a_row(&self) -> u32 {
+        self.skipped_in_a_row
+    }
+
+    pub(crate) fn set_counts(&mut self, step: u64, skipped_in_a_row: u32) {
         self.step = step;
+        self.skipped_in_a_row = skipped_in_a_row;
     }
 
     /// Leaves a step out, if the settings still allow it.

@@ -134,7 +134,7 @@ pub struct AdamWSettings {
     /// Gradients are scaled down to this global norm; 0 switches clipping off.
     pub max_grad_norm: f64,
     /// Steps in a row that may be left out because their gradient is not finite; one more is an
-    /// error. Counted anew after a resume.
+    /// error. A checkpoint keeps the count.
     pub max_skipped_steps: u32,
     /// How the moments are kept.
     pub state: MomentState,

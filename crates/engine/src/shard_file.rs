@@ -33,23 +33,24 @@ struct Entry {
     data_offsets: [u64; 2],
 }
 
-/// Writes named vectors and syncs the file to disk; the digest is taken on the way.
+/// Writes named vectors and syncs the file to disk; the digest is taken on the way, and each
+/// vector given back when it is written.
 ///
 /// # Errors
 /// The system's reason, for example that the disk is full.
-pub(crate) fn write(path: &Path, tensors: &[(String, &Tensor)]) -> Result<FileDigest> {
+pub(crate) fn write(path: &Path, tensors: Vec<(String, Tensor)>) -> Result<FileDigest> {
     let fail = |source| EngineError::File { action: "write", path: path.to_path_buf(), source };
     stream(path, tensors).map_err(fail)
 }
 
-fn stream(path: &Path, tensors: &[(String, &Tensor)]) -> io::Result<FileDigest> {
+fn stream(path: &Path, tensors: Vec<(String, Tensor)>) -> io::Result<FileDigest> {
     let file = File::create(path)?;
     let mut out = Hashing {
         inner: BufWriter::with_capacity(1 << 20, file),
         hasher: blake3::Hasher::new(),
         bytes: 0,
     };
-    let header = header(tensors)?;
+    let header = header(&tensors)?;
     out.write_all(&(header.len() as u64).to_le_bytes())?;
     out.write_all(&header)?;
     for (_, tensor) in tensors {
@@ -63,7 +64,7 @@ fn stream(path: &Path, tensors: &[(String, &Tensor)]) -> io::Result<FileDigest> 
     Ok(FileDigest { name, bytes: out.bytes, digest: out.hasher.finalize().to_hex().to_string() })
 }
 
-fn header(tensors: &[(String, &Tensor)]) -> io::Result<Vec<u8>> {
+fn header(tensors: &[(String, Tensor)]) -> io::Result<Vec<u8>> {
     let mut entries = BTreeMap::new();
     let mut offset = 0;
     for (name, tensor) in tensors {

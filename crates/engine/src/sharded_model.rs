@@ -8,6 +8,7 @@ use plumb_model::{BlockSpec, Decoder, HeadSpec, ModelConfig};
 use tch::Tensor;
 
 use crate::adapters::{Adapters, LoraPlan, trained_whole};
+use crate::checkpoint::PendingCheckpoint;
 use crate::ema::{Ema, EmaSettings};
 use crate::flat::{FlatBlock, Layout, Reduction};
 use crate::optimizer::AdamW;
@@ -32,6 +33,7 @@ pub struct ShardedModel {
     pub(crate) adapters: Option<Adapters>,
     pub(crate) ema: Option<Ema>,
     pub(crate) source_folder: PathBuf,
+    pub(crate) pending_checkpoint: Option<PendingCheckpoint>,
     reductions: VecDeque<(usize, Reduction)>,
 }
 
@@ -87,6 +89,7 @@ impl ShardedModel {
             optimizer: None,
             ema: None,
             source_folder: folder.to_path_buf(),
+            pending_checkpoint: None,
             reductions: VecDeque::new(),
         };
         crate::load::fill(&mut model, folder, plan.head_seed)?;

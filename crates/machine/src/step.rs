@@ -5,6 +5,7 @@
 //! scalars that the coordinator holds; the optimiser's state lives with the policy ranks and, as
 //! of the last checkpoint, on disk.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use plumb_domain::{PolicyVersion, Role, StepId};
@@ -120,6 +121,8 @@ pub struct StepMachine {
     due: Option<Phase>,
     attempt: u32,
     checkpoint: Option<(StepId, PolicyVersion)>,
+    /// Versions after the steps committed since the checkpoint.
+    committed: BTreeMap<StepId, PolicyVersion>,
     start_version: PolicyVersion,
     version: PolicyVersion,
 }
@@ -133,6 +136,7 @@ impl StepMachine {
             due: None,
             attempt: 0,
             checkpoint: None,
+            committed: BTreeMap::new(),
             start_version: version,
             version,
         }
@@ -174,20 +178,41 @@ impl StepMachine {
         }
         self.due = phase.next();
         if self.due.is_none() {
+            self.committed.insert(self.next, self.version);
             self.next = StepId(self.next.0 + 1);
         }
         Ok(self.due)
     }
 
-    /// The checkpoint of the step committed last is durable.
+    /// The checkpoint written when `step` was committed is durable; later steps may have been
+    /// committed since.
     ///
     /// # Errors
-    /// [`StepError::OutOfPlace`] while a step is running or before the first commit.
-    pub fn checkpointed(&mut self) -> Result<(), StepError> {
-        if self.due.is_some() || self.next == StepId(0) {
-            return Err(self.out_of_place("a checkpoint belongs to a step just committed"));
+    /// [`StepError::OutOfPlace`] for a step that was not committed since the last checkpoint.
+    pub fn checkpointed(&mut self, step: StepId) -> Result<(), StepError> {
+        let Some(version) = self.committed.get(&step).copied() else {
+            return Err(self.out_of_place("a checkpoint belongs to a step that was committed"));
+        };
+        self.checkpoint = Some((step, version));
+        self.committed.retain(|committed, _| *committed > step);
+        Ok(())
+    }
+
+    /// The policy went back further than [`Recovery::restore`] said, because newer checkpoints
+    /// are damaged: `next` is the first step that its state does not hold.
+    ///
+    /// # Errors
+    /// [`StepError::WrongStep`] for a step after the one that is due.
+    pub fn fell_back(&mut self, next: StepId) -> Result<(), StepError> {
+        if next > self.next {
+            return Err(StepError::WrongStep { asked: next, due: self.next });
         }
-        self.checkpoint = Some((StepId(self.next.0 - 1), self.version));
+        if next < self.next {
+            self.next = next;
+            self.checkpoint = next.0.checked_sub(1).map(|step| (StepId(step), self.version));
+            self.committed.clear();
+            self.due = self.due.map(|_| Phase::Generate);
+        }
         Ok(())
     }
 
@@ -235,6 +260,7 @@ impl StepMachine {
         let running = self.due.is_some();
         self.next = next;
         self.version = version;
+        self.committed.clear();
         Recovery {
             restore: Some(restore),
             // The rollouts may hold a version that the policy has just lost.
@@ -281,7 +307,7 @@ mod tests {
                 machine.complete(phase).unwrap();
             }
             if checkpoints.contains(&step) {
-                machine.checkpointed().unwrap();
+                machine.checkpointed(StepId(step)).unwrap();
             }
         }
         machine
@@ -364,8 +390,31 @@ mod tests {
         let recovery = machine.lost(Role::Rollout);
         assert_eq!((recovery.phase, recovery.step), (None, StepId(2)));
         assert_eq!(machine.begin(StepId(2)), Ok(Phase::Generate));
-        assert!(machine.checkpointed().is_err());
+        assert!(machine.checkpointed(StepId(2)).is_err());
         let resumed = StepMachine::resume(StepId(6), PolicyVersion(7));
         assert_eq!((resumed.step(), resumed.version()), (StepId(7), PolicyVersion(7)));
+    }
+
+    #[test]
+    fn a_checkpoint_may_become_durable_after_later_steps() {
+        let mut machine = at(Phase::Update, 4, &[0]);
+        machine.checkpointed(StepId(2)).unwrap();
+        assert!(machine.checkpointed(StepId(1)).is_err(), "an older one is of no use");
+        let recovery = machine.lost(Role::Policy);
+        assert_eq!(recovery.restore, Some(Restore::Checkpoint(StepId(2))));
+        assert_eq!((recovery.step, machine.version()), (StepId(3), PolicyVersion(3)));
+        assert!(machine.checkpointed(StepId(3)).is_err(), "that step is to be run again");
+    }
+
+    #[test]
+    fn a_damaged_checkpoint_takes_the_job_further_back() {
+        let mut machine = at(Phase::Update, 6, &[1, 5]);
+        assert_eq!(machine.lost(Role::Policy).step, StepId(6));
+        assert!(machine.fell_back(StepId(7)).is_err());
+        machine.fell_back(StepId(2)).unwrap();
+        assert_eq!((machine.step(), machine.due()), (StepId(2), Some(Phase::Generate)));
+        assert_eq!(machine.lost(Role::Policy).restore, Some(Restore::Checkpoint(StepId(1))));
+        machine.fell_back(StepId(0)).unwrap();
+        assert_eq!(machine.lost(Role::Policy).restore, Some(Restore::Start));
     }
 }

@@ -1,7 +1,7 @@
 //! Append-only files of one JSON value a line.
 
 use std::fs::{File, OpenOptions};
-use std::io::{Read, Seek, SeekFrom, Write};
+use std::io::{BufRead, BufReader, BufWriter, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
@@ -75,6 +75,18 @@ impl JsonLines {
         }
     }
 
+    /// Opens a file that is empty, whatever stood there.
+    ///
+    /// # Errors
+    /// [`JsonLinesError::Open`] names the file and the cause.
+    pub fn create(path: impl Into<PathBuf>) -> Result<Self, JsonLinesError> {
+        let path = path.into();
+        match File::create(&path) {
+            Ok(file) => Ok(Self { path, file }),
+            Err(source) => Err(JsonLinesError::Open { path, source }),
+        }
+    }
+
     /// Appends one value.
     ///
     /// # Errors
@@ -89,6 +101,40 @@ impl JsonLines {
             let _ = self.file.set_len(end).and_then(|()| self.file.seek(SeekFrom::Start(end)));
             JsonLinesError::Write { path: self.path.clone(), bytes: line.len(), source }
         })
+    }
+
+    /// Keeps only the lines whose value `keep` accepts. The file is replaced as a whole; what is
+    /// no JSON goes.
+    ///
+    /// # Errors
+    /// The file could not be read or replaced; it is then as before.
+    pub fn retain(
+        &mut self,
+        keep: impl Fn(&serde_json::Value) -> bool,
+    ) -> Result<(), JsonLinesError> {
+        let mut temporary = self.path.as_os_str().to_owned();
+        temporary.push(".tmp");
+        let temporary = PathBuf::from(temporary);
+        let replace = || -> std::io::Result<()> {
+            let kept = |line: &[u8]| serde_json::from_slice(line).is_ok_and(|value| keep(&value));
+            let mut lines = BufReader::new(File::open(&self.path)?);
+            let mut out = BufWriter::new(File::create(&temporary)?);
+            let mut line = Vec::new();
+            while lines.read_until(b'\n', &mut line)? > 0 {
+                if kept(&line) {
+                    out.write_all(&line)?;
+                }
+                line.clear();
+            }
+            out.into_inner().map_err(std::io::IntoInnerError::into_error)?.sync_all()?;
+            std::fs::rename(&temporary, &self.path)
+        };
+        if let Err(source) = replace() {
+            let _ = std::fs::remove_file(&temporary);
+            return Err(JsonLinesError::Open { path: self.path.clone(), source });
+        }
+        *self = Self::open(&self.path)?;
+        Ok(())
     }
 
     /// The file's path.
@@ -110,6 +156,21 @@ mod tests {
         let mut lines = JsonLines::open(&path).unwrap();
         lines.append(&serde_json::json!({"a": 2})).unwrap();
         assert_eq!(std::fs::read_to_string(&path).unwrap(), "{\"a\":1}\n{\"a\":2}\n");
+    }
+
+    #[test]
+    fn lines_are_taken_back_and_others_follow() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("metrics.jsonl");
+        let mut lines = JsonLines::open(&path).unwrap();
+        for a in [1, 2, 3] {
+            lines.append(&serde_json::json!({ "a": a })).unwrap();
+        }
+        lines.retain(|line| line["a"].as_u64() < Some(3)).unwrap();
+        lines.append(&serde_json::json!({ "a": 4 })).unwrap();
+        let text = std::fs::read_to_string(&path).unwrap();
+        assert_eq!(text, "{\"a\":1}\n{\"a\":2}\n{\"a\":4}\n");
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
     }
 
     #[test]

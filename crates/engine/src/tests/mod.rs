@@ -2,6 +2,7 @@
 //! sizes, cuts and memory settings, and through disk.
 
 mod adapters;
+mod checkpoint_export;
 mod checkpoints;
 mod eight_bit;
 mod offload;
