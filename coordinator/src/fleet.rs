@@ -5,9 +5,11 @@
 //! worker must load and hear is [`recovery`]'s.
 
 pub mod commits;
+pub mod critic;
 mod group;
 mod optimizer;
 pub mod policy;
+pub mod ptx;
 pub mod recovery;
 pub mod reference;
 pub mod rewards;
@@ -122,7 +124,9 @@ impl Fleet {
     fn config(&self, role: Role) -> &GroupConfig {
         let groups = &self.recipe.groups;
         match role {
-            Role::Policy | Role::Critic => &groups.policy,
+            Role::Policy => &groups.policy,
+            Role::Critic => &groups.critic,
+            Role::CostCritic => &groups.cost_critic,
             Role::Reference => &groups.reference,
             Role::RewardTrainer => &groups.reward_trainer,
             Role::Rollout => &groups.rollout,

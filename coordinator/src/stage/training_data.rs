@@ -3,7 +3,7 @@
 //!
 //! Everything that knows where rows come from stands here.
 
-use plumb_config::{Recipe, Stage};
+use plumb_config::{PtxConfig, Recipe, Stage};
 use plumb_data::{DataError, PreferencePair};
 use plumb_domain::ChatMessage;
 use plumb_proto::actor::{AnswerPair, Dialogue, Message, PairSafety, TargetText, TextPair};
@@ -80,6 +80,9 @@ pub(super) struct PairSource<'a> {
 /// # Errors
 /// The recipe key, the file, the line, and what is wrong with it.
 pub(super) fn check(context: &StageContext) -> Result<(), JobError> {
+    if let Some(ptx) = &context.recipe.algorithm.ptx {
+        dialogues(context, PTX_KEY, Some(&ptx.train))?;
+    }
     for (index, stage) in context.recipe.stage.iter().enumerate() {
         let key = |name: &str| format!("stage[{index}].{name}");
         let (train, heldout) = match stage {
@@ -99,6 +102,23 @@ pub(super) fn check(context: &StageContext) -> Result<(), JobError> {
     }
     Ok(())
 }
+
+/// The dialogues of the PTX loss, encoded and cut to `max_tokens`.
+pub(super) async fn encoded_ptx(
+    context: &StageContext,
+    encoder: &Trainer,
+    ptx: &PtxConfig,
+) -> Result<Vec<TargetText>, JobError> {
+    let most = ptx.max_tokens.unwrap_or(context.recipe.engine.micro_batch_tokens) as usize;
+    let rows = dialogues(context, PTX_KEY, Some(&ptx.train))?;
+    let texts = encoder.encode(&rows).await?;
+    let texts: Vec<_> = texts.into_iter().filter_map(|text| cut_to(text, most)).collect();
+    not_empty(PTX_KEY, texts.is_empty(), rows.len(), most)?;
+    Ok(texts)
+}
+
+/// The recipe key of the PTX loss's dialogues.
+const PTX_KEY: &str = "algorithm.ptx.train";
 
 /// A stage's dialogues, encoded and cut to `max_tokens`.
 pub(super) async fn encoded_dialogues(
