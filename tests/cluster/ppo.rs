@@ -165,7 +165,7 @@ fn ppo_lag_meets_its_constraint_on_held_out_prompts() {
         assert!(series(name).iter().all(|value| value.is_finite()), "{name}");
     }
     // All groups are in one commit, and the multiplier with them.
-    let commit = std::fs::read(run.path("checkpoint/train/step-000024/commit.json")).unwrap();
+    let commit = std::fs::read(run.path("checkpoint/train/step-000020/commit.json")).unwrap();
     let commit: Value = serde_json::from_slice(&commit).unwrap();
     let parts = commit["parts"].as_object().unwrap();
     assert!(parts.keys().eq(["cost_critic", "critic", "policy"]), "{:?}", parts.keys());
