@@ -126,6 +126,12 @@ impl Recipe {
             );
         }
         optimizer(&format!("{key}.optimizer"), &critic.optimizer, found);
+        found.require(
+            critic.optimizer.ema.is_none(),
+            &format!("{key}.optimizer.ema"),
+            "nothing reads a critic's moving average",
+            "remove it",
+        );
     }
 
     fn check_lagrange(&self, l: &LagrangeConfig, found: &mut Findings) {
@@ -277,6 +283,7 @@ dialogues_per_step = 4
             ("algorithm.critic.epochs=0", "algorithm.critic.epochs"),
             ("algorithm.critic.warmup_steps=2", "algorithm.critic.warmup_steps"),
             ("algorithm.cost_critic.warmup_steps=1", "algorithm.cost_critic.warmup_steps"),
+            ("algorithm.critic.optimizer.ema={ decay = 0.9 }", "algorithm.critic.optimizer.ema"),
             ("algorithm.gae.lambda=1.5", "algorithm.gae.lambda"),
             ("algorithm.gae.reward_clip=-1.0", "algorithm.gae.reward_clip"),
             ("algorithm.kl.target=0.0", "algorithm.kl.target"),
