@@ -1,9 +1,10 @@
-//! Worker process of the roles that train or need sharded log-probs: policy, reference, reward
+//! Worker process of the roles that train or need sharded log-probs: policy, critics, reference, reward
 //! trainer. Without a subcommand it is started by an agent, which writes one line to its stdin.
 
 mod advantage;
 mod checkpoint_export;
 mod convert;
+mod critic;
 mod dialogue;
 mod folder;
 mod groups;
@@ -11,6 +12,7 @@ mod loss;
 mod role;
 mod samples;
 mod service;
+mod signal;
 mod store;
 mod training;
 

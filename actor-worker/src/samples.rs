@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use plumb_engine::{OldLogProbs, PolicySample, PolicyUpdate, ResponseSample};
 use plumb_proto::actor::{SampleAdvantage, UpdateRequest};
-use plumb_proto::object::{LogProbBatch, ObjectRef, Sample, SampleBatch};
+use plumb_proto::object::{LogProbBatch, ObjectRef, Sample, SampleBatch, ValueBatch};
 use plumb_runtime::WorkerContext;
 use tonic::Status;
 
@@ -55,6 +55,22 @@ pub(crate) async fn fetch_log_probs(
     Ok(rows)
 }
 
+/// Fetches a critic's values by sample id.
+///
+/// # Errors
+/// As [`fetch_samples`].
+pub(crate) async fn fetch_values(
+    context: &WorkerContext,
+    references: &[ObjectRef],
+) -> Result<BTreeMap<String, Vec<f32>>, Status> {
+    let mut rows = BTreeMap::new();
+    for reference in references {
+        let batch: ValueBatch = context.fetch_message(reference).await?;
+        rows.extend(batch.rows.into_iter().map(|row| (row.sample_id, row.values)));
+    }
+    Ok(rows)
+}
+
 /// What an update runs on, apart from the samples.
 pub(crate) struct UpdateInputs {
     pub(crate) samples: Vec<ResponseSample>,
@@ -87,10 +103,10 @@ pub(crate) fn join(
     advantages: &[SampleAdvantage],
     layout: &TokenAdvantages,
     update: &PolicyUpdate,
+    needs_reference: bool,
 ) -> Result<Vec<PolicySample>, Status> {
     let advantages: BTreeMap<_, _> = advantages.iter().map(|a| (a.sample_id.as_str(), a)).collect();
     let UpdateInputs { samples, mut reference, mut old } = inputs;
-    let needs_reference = layout.needs_reference() || update.objective.kl.is_some();
     let mut joined = Vec::with_capacity(samples.len());
     for sample in samples {
         let advantage = advantages
@@ -113,7 +129,7 @@ pub(crate) fn join(
 }
 
 #[allow(clippy::result_large_err)]
-fn take(
+pub(crate) fn take(
     rows: &mut LogProbsById,
     sample: &ResponseSample,
     field: &str,
@@ -125,7 +141,7 @@ fn take(
         None if needed => Err(invalid(field, format!("hold no row for sample {id}"))),
         Some(row) if row.len() != tokens => {
             let got = row.len();
-            Err(invalid(field, format!("sample {id} has {tokens} tokens but {got} log-probs")))
+            Err(invalid(field, format!("sample {id} has {tokens} tokens but {got} numbers")))
         }
         _ => Ok(row.filter(|_| needed)),
     }
@@ -173,7 +189,7 @@ mod tests {
         let layout = TokenAdvantages::new(None).unwrap();
         let advantages = [advantage("b", true), advantage("a", false)];
         let update = update(OldLogProbs::Rollout);
-        let joined = join(inputs(&[]), &advantages, &layout, &update).unwrap();
+        let joined = join(inputs(&[]), &advantages, &layout, &update, false).unwrap();
         assert_eq!(joined.len(), 1);
         assert_eq!(
             (joined[0].sample.id.as_str(), joined[0].advantages.as_slice()),
@@ -187,7 +203,7 @@ mod tests {
         let both = [advantage("a", true), advantage("b", true)];
         let message = |inputs, advantages: &[SampleAdvantage]| {
             let update = update(OldLogProbs::Recomputed);
-            join(inputs, advantages, &layout, &update).unwrap_err().message().to_owned()
+            join(inputs, advantages, &layout, &update, false).unwrap_err().message().to_owned()
         };
         let text = message(inputs(&[("a", 2), ("b", 2)]), &both[..1]);
         assert!(text.contains("advantages") && text.contains("sample b"), "{text}");

@@ -17,7 +17,8 @@ use plumb_proto::actor::{
     MeasurePreferencesRequest, MeasureTextsRequest, MetricsResponse, PublishRequest,
     PublishResponse, RefusedCheckpoint, SampleKl, SaveCheckpointRequest, SaveCheckpointResponse,
     ScorePairsRequest, ScorePairsResponse, TrainPairsRequest, TrainPairsResponse,
-    TrainPreferencesRequest, TrainTextsRequest, UpdateRequest, UpdateResponse, WeightBucket,
+    TrainPreferencesRequest, TrainTextsRequest, UpdateRequest, UpdateResponse, UpdateValuesRequest,
+    ValuesRequest, ValuesResponse, WeightBucket,
 };
 use plumb_proto::object::{LogProbBatch, LogProbs};
 use plumb_proto::worker::CallContext;
@@ -30,6 +31,7 @@ use crate::dialogue::LoadedDialogues;
 use crate::groups::Groups;
 use crate::role::{ActorRole, status};
 use crate::samples;
+use crate::signal::CriticAdvantages;
 
 /// Serves [`ActorService`].
 pub(crate) struct ActorServer {
@@ -37,6 +39,7 @@ pub(crate) struct ActorServer {
     loads: Idempotent<LoadResponse>,
     log_probs: Idempotent<LogProbsResponse>,
     updates: Idempotent<UpdateResponse>,
+    values: Idempotent<ValuesResponse>,
     pair_steps: Idempotent<TrainPairsResponse>,
     pair_scores: Idempotent<ScorePairsResponse>,
     encodings: Idempotent<EncodeResponse>,
@@ -61,6 +64,7 @@ impl ActorServer {
             loads: context.idempotent(),
             log_probs: context.idempotent(),
             updates: context.idempotent(),
+            values: context.idempotent(),
             pair_steps: context.idempotent(),
             pair_scores: context.idempotent(),
             encodings: context.idempotent(),
@@ -112,6 +116,20 @@ impl ActorService for ActorServer {
         request: Request<UpdateRequest>,
     ) -> Result<Response<UpdateResponse>, Status> {
         once!(self, updates, request, update)
+    }
+
+    async fn values(
+        &self,
+        request: Request<ValuesRequest>,
+    ) -> Result<Response<ValuesResponse>, Status> {
+        once!(self, values, request, values)
+    }
+
+    async fn update_values(
+        &self,
+        request: Request<UpdateValuesRequest>,
+    ) -> Result<Response<MetricsResponse>, Status> {
+        once!(self, trainings, request, update_values)
     }
 
     async fn train_pairs(
@@ -215,7 +233,7 @@ impl ActorService for ActorServer {
 
 /// The bodies of the RPCs; those of supervised and preference training are in `training`.
 pub(crate) struct ActorCalls {
-    context: WorkerContext,
+    pub(crate) context: WorkerContext,
     device: DeviceThread<ActorRole>,
     groups: Arc<Groups>,
     pub(crate) dialogues: LoadedDialogues,
@@ -294,8 +312,16 @@ impl ActorCalls {
     ) -> Result<UpdateResponse, Status> {
         let update = convert::policy_update(&request)?;
         let layout = TokenAdvantages::new(request.token_advantage.as_ref())?;
+        let critics = CriticAdvantages::new(&request)?;
         let inputs = samples::fetch_inputs(&self.context, &request).await?;
-        let samples = samples::join(inputs, &request.advantages, &layout, &update)?;
+        let needs_reference = layout.needs_reference()
+            || update.objective.kl.is_some()
+            || critics.as_ref().is_some_and(CriticAdvantages::needs_reference);
+        let mut samples =
+            samples::join(inputs, &request.advantages, &layout, &update, needs_reference)?;
+        if let Some(critics) = critics {
+            critics.lay_on(&self.context, &mut samples).await?;
+        }
         let policy_version = request.policy_version;
         let updated = self.device.run(move |role| {
             role.check_next(policy_version)?;

@@ -55,7 +55,9 @@ impl ActorCalls {
         request: TrainTextsRequest,
     ) -> Result<MetricsResponse, Status> {
         let (texts, rate) = (target_texts(request.texts), request.learning_rate);
-        let train = move |model: &mut _| plumb_engine::train_texts(model, &texts, rate);
+        let weight = request.weight.unwrap_or(1.0);
+        let train =
+            move |model: &mut _| plumb_engine::train_weighted_texts(model, &texts, weight, rate);
         Ok(response(self.on_model(train).await?))
     }
 

@@ -1,15 +1,34 @@
 //! Algorithms: which scores, which advantages, which loss. One file each.
 
 pub mod grpo;
+pub mod ppo;
+pub mod ppo_lag;
+mod state;
 
+use std::sync::Arc;
+
+use plumb_config::{Advantage, Recipe};
 use plumb_domain::StepId;
 use plumb_proto::actor::{PolicyLossSpec, TokenAdvantageSpec};
 
-use crate::ports::{Generation, PhaseError, SampleScores, UpdatePlan};
+use crate::ports::{Generation, PhaseError, ReferenceLogps, SampleScores, UpdatePlan};
+
+/// The algorithm that a recipe asks for.
+#[must_use]
+pub fn of_recipe(recipe: &Recipe) -> Arc<dyn Algorithm> {
+    if let Some(ppo_lag) = ppo_lag::PpoLag::new(recipe) {
+        return Arc::new(ppo_lag);
+    }
+    match recipe.algorithm.advantage {
+        Advantage::Gae => Arc::new(ppo::Ppo::new(recipe)),
+        _ => Arc::new(grpo::Grpo::new(recipe)),
+    }
+}
 
 /// What a step needs to know of an algorithm.
 pub trait Algorithm: Send + Sync {
-    /// Turns component scores into advantages.
+    /// Turns component scores into advantages. A step may be planned again, if its samples were
+    /// lost: state moves from the step before it, not from its own.
     ///
     /// # Errors
     /// [`PhaseError::Failed`] when no sample is left to learn from.
@@ -18,6 +37,7 @@ pub trait Algorithm: Send + Sync {
         step: StepId,
         generation: &Generation,
         scores: &[SampleScores],
+        reference: &ReferenceLogps,
     ) -> Result<UpdatePlan, PhaseError>;
 
     /// The loss.

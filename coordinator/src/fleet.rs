@@ -5,11 +5,13 @@
 //! worker must load and hear is [`recovery`]'s.
 
 pub mod commits;
+pub mod critic;
 mod figures;
 mod group;
 pub mod memory;
 mod optimizer;
 pub mod policy;
+pub mod ptx;
 pub mod recovery;
 pub mod reference;
 pub mod rewards;
@@ -127,7 +129,9 @@ impl Fleet {
     fn config(&self, role: Role) -> &GroupConfig {
         let groups = &self.recipe.groups;
         match role {
-            Role::Policy | Role::Critic => &groups.policy,
+            Role::Policy => &groups.policy,
+            Role::Critic => &groups.critic,
+            Role::CostCritic => &groups.cost_critic,
             Role::Reference => &groups.reference,
             Role::RewardTrainer => &groups.reward_trainer,
             Role::Rollout => &groups.rollout,

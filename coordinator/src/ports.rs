@@ -5,12 +5,14 @@
 mod record;
 pub mod retry;
 
+use std::collections::BTreeMap;
+
 use futures::future::BoxFuture;
 use plumb_domain::{Prompt, Role, StepId};
 
 pub use record::{
-    CommitReport, Generated, Generation, Phase, PhaseError, PhaseKey, PlainSample, ReferenceLogps,
-    SampleScores, UpdatePlan, UpdateReport,
+    CommitReport, CriticPlan, Generated, Generation, Phase, PhaseError, PhaseKey, PlainSample,
+    ReferenceLogps, SampleScores, UpdatePlan, UpdateReport, Values,
 };
 
 /// A port's answer.
@@ -48,6 +50,22 @@ pub trait Reference: Send + Sync {
     ) -> Answer<'a, ReferenceLogps>;
 }
 
+/// The models that tell values, for algorithms that have them.
+pub trait Critics: Send + Sync {
+    /// The value before every token of the samples, by every critic.
+    fn values<'a>(&'a self, key: PhaseKey, generation: &'a Generation) -> Answer<'a, Values>;
+
+    /// All optimiser steps of every critic on one step's samples. Their figures.
+    fn update<'a>(
+        &'a self,
+        key: PhaseKey,
+        generation: &'a Generation,
+        reference: &'a ReferenceLogps,
+        values: &'a Values,
+        plan: &'a UpdatePlan,
+    ) -> Answer<'a, BTreeMap<String, f64>>;
+}
+
 /// The samples' own words, for the sample log.
 pub trait Texts: Send + Sync {
     /// Fetches every sample from its owner, in the order of the groups.
@@ -56,12 +74,14 @@ pub trait Texts: Send + Sync {
 
 /// The model under training.
 pub trait Policy: Send + Sync {
-    /// All optimiser steps of one step; makes a new version.
+    /// All optimiser steps of one step; makes a new version, unless the plan leaves the policy as it
+    /// is.
     fn update<'a>(
         &'a self,
         key: PhaseKey,
         generation: &'a Generation,
         reference: &'a ReferenceLogps,
+        values: &'a Values,
         plan: &'a UpdatePlan,
     ) -> Answer<'a, UpdateReport>;
 

@@ -143,7 +143,9 @@ pub async fn run(
         Stage::RewardModel(stage) => score_model::run_reward(stage, context, outputs).await,
         Stage::CostModel(stage) => score_model::run_cost(stage, context, outputs).await,
         Stage::Dpo(stage) => dpo::run(stage, context, outputs).await,
-        Stage::Grpo(stage) => grpo::run(stage, context, outputs).await,
+        Stage::Grpo(stage) | Stage::Ppo(stage) | Stage::PpoLag(stage) => {
+            grpo::run(stage, context, outputs).await
+        }
         Stage::Export(stage) => export::run(stage, context, outputs).await,
         Stage::Evaluate(stage) => evaluate::run(stage, context, outputs).await,
     }
@@ -156,7 +158,7 @@ pub async fn run(
 /// A stage's record cannot be read.
 pub fn is_needed_again(context: &StageContext, index: usize) -> Result<bool, JobError> {
     let stages = &context.recipe.stage;
-    if !matches!(stages.get(index), Some(Stage::Grpo(_))) {
+    if !stages.get(index).is_some_and(Stage::reinforces) {
         return Ok(false);
     }
     let export = stages.iter().skip(index).find(|stage| matches!(stage, Stage::Export(_)));
@@ -169,8 +171,5 @@ pub fn is_needed_again(context: &StageContext, index: usize) -> Result<bool, Job
 /// Steps of a stage, for the progress view; 0 where they are not known beforehand.
 #[must_use]
 pub fn steps(stage: &Stage, recipe: &Recipe) -> u64 {
-    match stage {
-        Stage::Grpo(_) => recipe.algorithm.steps,
-        _ => 0,
-    }
+    if stage.reinforces() { recipe.algorithm.steps } else { 0 }
 }

@@ -5,9 +5,12 @@
 //!     prompts    ~ data                              (a function of seed and step)
 //!     samples    ~ policy(. | prompts)               rollout
 //!     scores     = components(samples)               reward
+//!     values     = critics(samples)                  critics, if the algorithm has some
 //!     reference  = log p_ref(samples)                reference
-//!     advantages = algorithm(scores)                 here, scalars only
-//!     policy     <- update(samples, advantages, reference)
+//!     advantages = algorithm(scores)                 here, scalars only; with critics GAE's,
+//!                                                    where the tensors are
+//!     critics    <- update(samples, scores, values, reference)
+//!     policy     <- update(samples, advantages or values, reference)
 //!     rollout    <- weights of policy                publish
 //!     commit
 //! ```
@@ -25,8 +28,9 @@ use plumb_domain::{Prompt, StepId};
 
 use crate::algorithm::Algorithm;
 use crate::ports::{
-    CommitReport, Generation, Journal, Phase, PhaseError, PhaseKey, PlainSample, Policy, Prompts,
-    Reference, ReferenceLogps, Rewards, Rollout, SampleScores, Texts, UpdatePlan, UpdateReport,
+    CommitReport, Critics, Generation, Journal, Phase, PhaseError, PhaseKey, PlainSample, Policy,
+    Prompts, Reference, ReferenceLogps, Rewards, Rollout, SampleScores, Texts, UpdatePlan,
+    UpdateReport, Values,
 };
 
 /// The parts of a step.
@@ -37,6 +41,8 @@ pub struct Step<'a> {
     pub rollout: &'a dyn Rollout,
     /// What scores the answers.
     pub rewards: &'a dyn Rewards,
+    /// What tells values; none where the algorithm asks for none.
+    pub critics: Option<&'a dyn Critics>,
     /// What the policy is held to.
     pub reference: &'a dyn Reference,
     /// What keeps the answers' words.
@@ -63,6 +69,8 @@ pub struct StepOutcome {
     pub texts: Vec<PlainSample>,
     /// Advantages and rewards.
     pub plan: UpdatePlan,
+    /// The critics' figures.
+    pub critics: BTreeMap<String, f64>,
     /// The update's figures.
     pub update: UpdateReport,
     /// The commit.
@@ -87,15 +95,33 @@ impl Step<'_> {
         let scores = clock
             .time(Phase::Score, &mut seconds, |key| self.rewards.score(key, &generation))
             .await?;
+        let values = match self.critics {
+            Some(critics) => {
+                clock
+                    .time(Phase::Values, &mut seconds, |key| critics.values(key, &generation))
+                    .await?
+            }
+            None => Values::default(),
+        };
         let reference = clock
             .time(Phase::Reference, &mut seconds, |key| self.reference.log_probs(key, &generation))
             .await?;
         // Before the update: samples that are gone can still be made again.
         let texts = self.texts.read(&generation).await?;
-        let plan = self.algorithm.plan(id, &generation, &scores)?;
+        let plan = self.algorithm.plan(id, &generation, &scores, &reference)?;
+        let critics = match self.critics {
+            Some(critics) => {
+                clock
+                    .time(Phase::UpdateValues, &mut seconds, |key| {
+                        critics.update(key, &generation, &reference, &values, &plan)
+                    })
+                    .await?
+            }
+            None => BTreeMap::new(),
+        };
         let update = clock
             .time(Phase::Update, &mut seconds, |key| {
-                self.policy.update(key, &generation, &reference, &plan)
+                self.policy.update(key, &generation, &reference, &values, &plan)
             })
             .await?;
         clock.time(Phase::Publish, &mut seconds, |key| self.policy.publish(key)).await?;
@@ -108,6 +134,7 @@ impl Step<'_> {
             reference,
             texts,
             plan,
+            critics,
             update,
             commit,
             seconds,

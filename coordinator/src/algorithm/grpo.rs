@@ -20,7 +20,7 @@ use plumb_telemetry::metric;
 
 use super::Algorithm;
 use crate::learning_rate::learning_rate;
-use crate::ports::{Generation, PhaseError, SampleScores, UpdatePlan};
+use crate::ports::{Generation, PhaseError, ReferenceLogps, SampleScores, UpdatePlan};
 
 /// GRPO as a recipe sets it.
 pub struct Grpo {
@@ -95,6 +95,7 @@ impl Algorithm for Grpo {
         step: StepId,
         generation: &Generation,
         scores: &[SampleScores],
+        _: &ReferenceLogps,
     ) -> Result<UpdatePlan, PhaseError> {
         let (rewarded, failed) = self.rewards(generation, scores)?;
         let (rewarded, alone) = match self.estimator.compares_within_group() {
@@ -150,6 +151,7 @@ impl Algorithm for Grpo {
             learning_rate: rates.rate(step.0),
             metrics,
             rewards: rewarded.iter().map(|r| (r.sample_id.to_owned(), r.reward)).collect(),
+            ..UpdatePlan::default()
         })
     }
 

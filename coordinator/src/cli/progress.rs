@@ -118,6 +118,8 @@ fn step_text(metrics: &HashMap<String, f64>, eta_secs: Option<f64>) -> String {
             take(name, component);
         }
     }
+    take(metric::COST_MEAN, "cost");
+    take(metric::LAMBDA, "lambda");
     take(metric::KL_PER_TOKEN, "kl");
     take("loss", "loss");
     take("accuracy", "accuracy");

@@ -11,16 +11,18 @@ use plumb_proto::object::object_service_client::ObjectServiceClient;
 
 use super::RoleGroup;
 use super::commits::Commits;
+use super::critic::{CriticFleet, signals};
 use super::figures::figures;
 use super::group::CallId;
 use super::optimizer::{adopt_average, optimizer_spec};
+use super::ptx::Ptx;
 use super::reference::{LogProbsQuestion, client, engine_spec, log_probs, lora_spec, shard_group};
 use super::weights::Weights;
 use crate::algorithm::Algorithm;
 use crate::cluster::Worker;
 use crate::ports::{
     Answer, CommitReport, Generation, PhaseError, PhaseKey, Policy, ReferenceLogps, UpdatePlan,
-    UpdateReport,
+    UpdateReport, Values,
 };
 
 /// The policy group with the model loaded.
@@ -33,7 +35,17 @@ pub struct PolicyFleet {
     weights: Arc<Weights>,
     /// Groups whose objects die with a committed step.
     owners: Vec<Arc<RoleGroup>>,
+    beside: Beside,
     state: Mutex<State>,
+}
+
+/// What some algorithms train beside the policy.
+#[derive(Default)]
+pub struct Beside {
+    /// The critics, which go back to a commit together with the policy.
+    pub critics: Option<Arc<CriticFleet>>,
+    /// The loss on dialogues.
+    pub ptx: Option<Ptx>,
 }
 
 struct State {
@@ -41,6 +53,8 @@ struct State {
     version: PolicyVersion,
     /// Never given to any weights yet.
     fresh: PolicyVersion,
+    /// Live in the rollout workers.
+    published: PolicyVersion,
 }
 
 impl PolicyFleet {
@@ -53,9 +67,14 @@ impl PolicyFleet {
         (model, commits): (PathBuf, Arc<Commits>),
         weights: Arc<Weights>,
         owners: Vec<Arc<RoleGroup>>,
+        beside: Beside,
     ) -> Self {
-        let state = Mutex::new(State { version: PolicyVersion(0), fresh: PolicyVersion(1) });
-        Self { group, recipe, algorithm, model, commits, weights, owners, state }
+        let state = Mutex::new(State {
+            version: PolicyVersion(0),
+            fresh: PolicyVersion(1),
+            published: PolicyVersion(0),
+        });
+        Self { group, recipe, algorithm, model, commits, weights, owners, beside, state }
     }
 
     /// The workers.
@@ -111,6 +130,10 @@ impl PolicyFleet {
                 async move { Ok(client(&worker).load(request).await?.into_inner()) }
             })
             .await?;
+        // A commit is restored on top of what the critics start from.
+        if let Some(critics) = &self.beside.critics {
+            critics.load().await?;
+        }
         let Some(commit) = self.commits.restore(replay.then_some(version)).await? else {
             self.algorithm.restore(&serde_json::Value::Null)?;
             return Ok(StepId(0));
@@ -129,7 +152,10 @@ impl PolicyFleet {
     /// # Errors
     /// As [`Weights::publish`].
     pub async fn publish_current(&self, key: PhaseKey) -> Result<(), PhaseError> {
-        self.weights.publish(key, self.version()).await
+        let version = self.version();
+        self.weights.publish(key, version).await?;
+        self.state().published = version;
+        Ok(())
     }
 
     /// Leaves the weights collective, whose members changed.
@@ -166,8 +192,13 @@ impl PolicyFleet {
         key: PhaseKey,
         generation: &Generation,
         reference: &ReferenceLogps,
+        values: &Values,
         plan: &UpdatePlan,
     ) -> Result<UpdateReport, PhaseError> {
+        if plan.freeze_policy {
+            return Ok(UpdateReport { metrics: BTreeMap::new(), policy_version: self.version() });
+        }
+        let critics = signals(&plan.critics, values)?;
         let a = &self.recipe.algorithm;
         let samples = generation.objects();
         let temperature = self.recipe.sampling.temperature;
@@ -209,12 +240,18 @@ impl PolicyFleet {
                     temperature,
                     old_logps_source: a.old_logps.as_str().to_owned(),
                     policy_version: version.0,
+                    critics: critics.clone(),
+                    cost_weight: plan.cost_weight,
+                    whiten: plan.whiten,
                 };
                 async move { Ok(client(&worker).update(request).await?.into_inner()) }
             })
             .await?;
         let metrics = answers.into_iter().map(|answer| answer.metrics).collect();
-        let metrics = figures(&format!("the update of step {}", key.step), metrics)?;
+        let mut metrics = figures(&format!("the update of step {}", key.step), metrics)?;
+        if let Some(ptx) = &self.beside.ptx {
+            metrics.extend(ptx.train(key, plan.learning_rate).await?);
+        }
         self.state().version = version;
         Ok(UpdateReport { metrics, policy_version: version })
     }
@@ -264,15 +301,20 @@ impl Policy for PolicyFleet {
         key: PhaseKey,
         generation: &'a Generation,
         reference: &'a ReferenceLogps,
+        values: &'a Values,
         plan: &'a UpdatePlan,
     ) -> Answer<'a, UpdateReport> {
-        Box::pin(self.run_update(key, generation, reference, plan))
+        Box::pin(self.run_update(key, generation, reference, values, plan))
     }
 
     fn publish(&self, key: PhaseKey) -> Answer<'_, f64> {
         Box::pin(async move {
             let start = std::time::Instant::now();
-            self.publish_current(key).await?;
+            // A step that leaves the policy as it is has nothing to publish.
+            let (version, published) = (self.version(), self.state().published);
+            if version != published {
+                self.publish_current(key).await?;
+            }
             Ok(start.elapsed().as_secs_f64())
         })
     }

@@ -5,7 +5,7 @@
 //! |---|---|---|
 //! | rollout | load, form the weights collective anew, publish the current version | the same step |
 //! | reward, reference | load | the same step |
-//! | policy rank | the whole group loads the last commit, publishes it | the step after it |
+//! | policy rank, critic rank | policy and critics load the last commit; it is published | the step after it |
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -90,7 +90,7 @@ impl FleetRecovery {
                 self.reference.load_missing().await?;
                 Ok(step)
             }
-            Role::Policy | Role::Critic | Role::RewardTrainer => {
+            Role::Policy | Role::Critic | Role::CostCritic | Role::RewardTrainer => {
                 self.policy.group().wait_ready().await?;
                 self.policy.dissolve_weights().await;
                 let resume = self.policy.load(true).await?;

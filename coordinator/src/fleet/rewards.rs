@@ -134,7 +134,8 @@ fn client(worker: &Worker) -> RewardServiceClient<tonic::transport::Channel> {
         .max_decoding_message_size(plumb_runtime::MAX_MESSAGE_BYTES)
 }
 
-/// Label -> the components that it needs: its mix, and what a measure asks of it.
+/// Label -> the components that it needs: its mix, what a measure asks of it, and the cost of a
+/// constraint.
 fn label_mixes(recipe: &Recipe) -> Vec<LabelMix> {
     let mut mixes: BTreeMap<String, Vec<String>> = recipe
         .reward
@@ -152,6 +153,12 @@ fn label_mixes(recipe: &Recipe) -> Vec<LabelMix> {
                     components.push(component.clone());
                 }
             }
+        }
+    }
+    // A cost is one of answers of any label.
+    if let Some(lagrange) = &recipe.algorithm.lagrange {
+        for components in mixes.values_mut().filter(|all| !all.contains(&lagrange.cost)) {
+            components.push(lagrange.cost.clone());
         }
     }
     mixes.into_iter().map(|(label, components)| LabelMix { label, components }).collect()

@@ -105,6 +105,12 @@ impl Trainer {
         &self.group
     }
 
+    /// A group that somebody else has loaded `model` into, to encode with its tokenizer.
+    #[must_use]
+    pub fn encoder(group: Arc<RoleGroup>, model: PathBuf) -> Self {
+        Self { group, model, averages: false }
+    }
+
     /// Token ids of dialogues and where the assistant's turns stand in them, in their order.
     ///
     /// # Errors
@@ -142,8 +148,12 @@ impl Trainer {
         learning_rate: f64,
     ) -> Result<Figures, PhaseError> {
         let train = |worker: Worker, context| {
-            let request =
-                TrainTextsRequest { context: Some(context), texts: texts.to_vec(), learning_rate };
+            let request = TrainTextsRequest {
+                context: Some(context),
+                texts: texts.to_vec(),
+                learning_rate,
+                weight: None,
+            };
             async move { Ok(client(&worker).train_texts(request).await?.into_inner().metrics) }
         };
         figures(&training_step(step), self.all_ranks(step, "train_texts", 0, train).await?)

@@ -5,7 +5,7 @@ use std::fmt;
 
 use plumb_algo::rule::Answer;
 use plumb_domain::{Epoch, Label, PolicyVersion, PromptId, Role, StepId};
-use plumb_proto::actor::SampleAdvantage;
+use plumb_proto::actor::{CriticSignal, SampleAdvantage};
 use plumb_proto::object::ObjectRef;
 use plumb_proto::rollout::SampleInfo;
 
@@ -16,8 +16,12 @@ pub enum Phase {
     Generate,
     /// Samples get component scores.
     Score,
+    /// Samples get values, where there are critics.
+    Values,
     /// Samples get log-probs under the reference.
     Reference,
+    /// The critics learn, where there are some.
+    UpdateValues,
     /// The policy learns.
     Update,
     /// Its weights go to the rollout workers.
@@ -28,8 +32,16 @@ pub enum Phase {
 
 impl Phase {
     /// All phases in order.
-    pub const ALL: [Self; 6] =
-        [Self::Generate, Self::Score, Self::Reference, Self::Update, Self::Publish, Self::Commit];
+    pub const ALL: [Self; 8] = [
+        Self::Generate,
+        Self::Score,
+        Self::Values,
+        Self::Reference,
+        Self::UpdateValues,
+        Self::Update,
+        Self::Publish,
+        Self::Commit,
+    ];
 
     /// The phase's name in calls, logs, metrics and reports.
     #[must_use]
@@ -37,7 +49,9 @@ impl Phase {
         match self {
             Self::Generate => "generate",
             Self::Score => "score",
+            Self::Values => "values",
             Self::Reference => "reference",
+            Self::UpdateValues => "update_values",
             Self::Update => "update",
             Self::Publish => "publish",
             Self::Commit => "commit",
@@ -172,11 +186,38 @@ impl ReferenceLogps {
     }
 }
 
-/// What an algorithm wants done with a batch.
+/// What the critics said.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Values {
+    /// Critic -> where its values are, one object for each of its ranks.
+    pub objects: BTreeMap<Role, Vec<ObjectRef>>,
+}
+
+/// What an algorithm wants one critic to learn of a batch.
 #[derive(Debug, Clone, PartialEq)]
+pub struct CriticPlan {
+    /// Which critic.
+    pub role: Role,
+    /// Scores of the samples that count, and how they become token rewards and returns; without
+    /// the values.
+    pub signal: CriticSignal,
+    /// Learning rate of this step.
+    pub learning_rate: f64,
+}
+
+/// What an algorithm wants done with a batch.
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct UpdatePlan {
-    /// Sample -> advantage, and whether it counts.
+    /// Sample -> advantage, and whether it counts. With critics the advantages are GAE's.
     pub advantages: Vec<SampleAdvantage>,
+    /// The critic of the reward, and under a constraint then that of the cost; empty: none.
+    pub critics: Vec<CriticPlan>,
+    /// The multiplier of the cost's advantages.
+    pub cost_weight: f64,
+    /// Whether GAE's advantages are whitened over the batch.
+    pub whiten: bool,
+    /// Whether only critics learn.
+    pub freeze_policy: bool,
     /// Learning rate of this step.
     pub learning_rate: f64,
     /// Rewards by label and component, for the log.

@@ -2,14 +2,15 @@
 //! again. What cannot be repeated within its phase (lost samples, a lost policy rank) passes
 //! through to the step loop.
 
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::sync::Arc;
 
 use plumb_domain::{Prompt, Role};
 
 use super::{
-    Answer, CommitReport, Generation, PhaseError, PhaseKey, Policy, Recovery, Reference,
-    ReferenceLogps, Rewards, Rollout, SampleScores, UpdatePlan, UpdateReport,
+    Answer, CommitReport, Critics, Generation, PhaseError, PhaseKey, Policy, Recovery, Reference,
+    ReferenceLogps, Rewards, Rollout, SampleScores, UpdatePlan, UpdateReport, Values,
 };
 
 /// A port that outlives its workers.
@@ -97,16 +98,41 @@ impl<P: Reference> Reference for Retry<P> {
     }
 }
 
+/// A lost critic takes the whole step back, as a lost policy rank does: nothing is repeated here.
+impl<P: Critics> Critics for Retry<P> {
+    fn values<'a>(&'a self, key: PhaseKey, generation: &'a Generation) -> Answer<'a, Values> {
+        Box::pin(async move {
+            let values = self.inner.values(key, generation).await;
+            explained(values, &*self.recovery, generation).await
+        })
+    }
+
+    fn update<'a>(
+        &'a self,
+        key: PhaseKey,
+        generation: &'a Generation,
+        reference: &'a ReferenceLogps,
+        values: &'a Values,
+        plan: &'a UpdatePlan,
+    ) -> Answer<'a, BTreeMap<String, f64>> {
+        Box::pin(async move {
+            let updated = self.inner.update(key, generation, reference, values, plan).await;
+            explained(updated, &*self.recovery, generation).await
+        })
+    }
+}
+
 impl<P: Policy> Policy for Retry<P> {
     fn update<'a>(
         &'a self,
         key: PhaseKey,
         generation: &'a Generation,
         reference: &'a ReferenceLogps,
+        values: &'a Values,
         plan: &'a UpdatePlan,
     ) -> Answer<'a, UpdateReport> {
         Box::pin(async move {
-            let updated = self.inner.update(key, generation, reference, plan).await;
+            let updated = self.inner.update(key, generation, reference, values, plan).await;
             explained(updated, &*self.recovery, generation).await
         })
     }

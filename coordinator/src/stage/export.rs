@@ -37,7 +37,9 @@ pub(super) async fn run(
         outputs.artefacts.insert("adapter".to_owned(), "adapter".to_owned());
     }
     // What follows needs none of them.
-    context.fleet.release(Role::Policy).await;
+    for role in [Role::Policy, Role::Critic, Role::CostCritic] {
+        context.fleet.release(role).await;
+    }
     context.fleet.release(Role::Reference).await;
     outputs.artefacts.insert("export".to_owned(), "export".to_owned());
     Ok([("bytes".to_owned(), bytes as f64)].into())

@@ -1,4 +1,4 @@
-//! `grpo`: places the roles, wires the ports, runs the steps.
+//! `grpo`, `ppo` and `ppo_lag`: places the roles, wires the ports, runs the steps.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -12,20 +12,26 @@ use super::journal::StepJournal;
 use super::model_source::component_path;
 use super::sample_log::{SampleLine, fetch};
 use super::skipped::warn_of_skipped;
+use super::training_data::encoded_ptx;
 use super::{Figures, Outputs, StageContext};
-use crate::algorithm::grpo::Grpo;
+use crate::algorithm::{self, Algorithm};
+use crate::fleet::RoleGroup;
 use crate::fleet::commits::Commits;
-use crate::fleet::policy::PolicyFleet;
+use crate::fleet::critic::{CriticFleet, critics_of};
+use crate::fleet::policy::{Beside, PolicyFleet};
+use crate::fleet::ptx::Ptx;
 use crate::fleet::recovery::FleetRecovery;
 use crate::fleet::reference::ReferenceFleet;
 use crate::fleet::rewards::RewardFleet;
 use crate::fleet::rollout::{GenerateSettings, RolloutFleet};
+use crate::fleet::trainer::Trainer;
 use crate::fleet::weights::Weights;
 use crate::job::error::JobError;
 use crate::job::summary::KlSummary;
 use crate::ports::retry::Retry;
 use crate::ports::{
-    Answer, Generation, Phase, PhaseError, PhaseKey, PlainSample, Recovery, SampleScores, Texts,
+    Answer, Critics, Generation, Phase, PhaseError, PhaseKey, PlainSample, Recovery, SampleScores,
+    Texts,
 };
 use crate::step::{Step, StepOutcome};
 
@@ -38,7 +44,8 @@ struct Roles {
     rollout: Arc<RolloutFleet>,
     rewards: Arc<RewardFleet>,
     reference: Arc<ReferenceFleet>,
-    algorithm: Arc<Grpo>,
+    critics: Option<Arc<CriticFleet>>,
+    algorithm: Arc<dyn Algorithm>,
     commits: Arc<Commits>,
 }
 
@@ -76,6 +83,7 @@ pub(super) async fn run(
         prompts: &prompts,
         rollout: &ports.rollout,
         rewards: &ports.rewards,
+        critics: ports.critics.as_ref().map(|critics| critics as &dyn Critics),
         reference: &ports.reference,
         texts: &texts,
         policy: &ports.policy,
@@ -98,6 +106,7 @@ struct Ports {
     rollout: Retry<RolloutFleet>,
     rewards: Retry<RewardFleet>,
     reference: Retry<ReferenceFleet>,
+    critics: Option<Retry<CriticFleet>>,
     policy: Retry<PolicyFleet>,
 }
 
@@ -107,6 +116,7 @@ impl Ports {
             rollout: Retry::new(roles.rollout.clone(), recovery.clone()),
             rewards: Retry::new(roles.rewards.clone(), recovery.clone()),
             reference: Retry::new(roles.reference.clone(), recovery.clone()),
+            critics: roles.critics.clone().map(|c| Retry::new(c, recovery.clone())),
             policy: Retry::new(roles.policy.clone(), recovery.clone()),
         }
     }
@@ -152,22 +162,53 @@ async fn place(
         reference,
     )?;
     let (rollout, rewards, reference) = (Arc::new(rollout), Arc::new(rewards), Arc::new(reference));
-    let algorithm = Arc::new(Grpo::new(recipe));
-    let commits = Arc::new(context.commits(&stage.name, vec![policy.clone()]));
+    let algorithm = algorithm::of_recipe(recipe);
+    let beside = beside(context, outputs, &policy).await?;
+    let critics = beside.critics.clone();
+    let critic_groups = critics.as_ref().map(|critics| critics.groups()).unwrap_or_default();
+    let trained = [vec![policy.clone()], critic_groups.clone()].concat();
+    let commits = Arc::new(context.commits(&stage.name, trained));
+    let owners = [vec![rollout.group().clone(), reference.group().clone()], critic_groups];
     let policy = Arc::new(PolicyFleet::new(
         policy.clone(),
         recipe.clone(),
         algorithm.clone(),
         (model.clone(), commits.clone()),
         Arc::new(Weights::new(policy, rollout.clone())),
-        vec![rollout.group().clone(), reference.group().clone()],
+        owners.concat(),
+        beside,
     ));
     let first = policy.load(false).await?;
     if policy.version() > PolicyVersion(0) {
         let key = PhaseKey { step: first, phase: Phase::Publish, attempt: 0 };
         policy.publish_current(key).await?;
     }
-    Ok((Roles { policy, rollout, rewards, reference, algorithm, commits }, first))
+    Ok((Roles { policy, rollout, rewards, reference, critics, algorithm, commits }, first))
+}
+
+/// What the algorithm trains beside the policy: places the critics, reads the PTX loss's dialogues.
+async fn beside(
+    context: &StageContext,
+    outputs: &Outputs,
+    policy: &Arc<RoleGroup>,
+) -> Result<Beside, JobError> {
+    let (recipe, model) = (&context.recipe, &outputs.model);
+    let mut critics = Vec::new();
+    for (role, config) in critics_of(&recipe.algorithm) {
+        let group = context.fleet.group(role).await?;
+        let start = config.model.as_deref().map(|name| component_path(context, name));
+        critics.push((group, config.clone(), start.unwrap_or_else(|| model.clone())));
+    }
+    let ptx = match &recipe.algorithm.ptx {
+        Some(config) => {
+            let encoder = Trainer::encoder(policy.clone(), model.clone());
+            let texts = encoded_ptx(context, &encoder, config).await?;
+            Some(Ptx::new(policy.clone(), texts, config.clone(), recipe.seed))
+        }
+        None => None,
+    };
+    let critics = (!critics.is_empty()).then(|| CriticFleet::new(recipe.clone(), critics));
+    Ok(Beside { critics: critics.map(Arc::new), ptx })
 }
 
 /// Reads samples from their owners.
@@ -263,6 +304,8 @@ impl Loop<'_> {
     async fn recover(&self, error: PhaseError, step: StepId) -> Result<StepId, JobError> {
         let role = match &error {
             PhaseError::Lost { role, .. } => *role,
+            // The critics may have learnt of the samples already.
+            PhaseError::SamplesLost { .. } if self.roles.critics.is_some() => Role::Critic,
             PhaseError::SamplesLost { .. } => Role::Rollout,
             _ => return Err(error.into()),
         };
@@ -298,11 +341,21 @@ impl Loop<'_> {
             let mut line = SampleLine::new(sample).with_scores(scores.get(id).copied());
             line.step = Some(step.0 + 1);
             line.reward = outcome.plan.rewards.get(id).copied();
-            line.advantage = advantages.get(id).copied();
+            // With critics every token has an advantage of its own.
+            let has_one = outcome.plan.critics.is_empty();
+            line.advantage = advantages.get(id).copied().filter(|_| has_one);
             file.append(&line)?;
         }
         self.context.log.step(stage, step.0 + 1, &figures)?;
         warn_of_skipped(&self.context.events, stage, step.0 + 1, &outcome.update.metrics);
+        for role in [Role::Critic, Role::CostCritic] {
+            let own = |(name, value): (&String, &f64)| {
+                let name = name.strip_prefix(role.as_str())?.strip_prefix('/')?;
+                Some((name.to_owned(), *value))
+            };
+            let own: Figures = outcome.critics.iter().filter_map(own).collect();
+            warn_of_skipped(&self.context.events, role.as_str(), step.0 + 1, &own);
+        }
         let steps = self.context.recipe.algorithm.steps;
         self.context.events.step_finished(stage, step.0 + 1, steps, &figures);
         Ok(figures)
@@ -331,6 +384,8 @@ fn figures(outcome: &StepOutcome) -> BTreeMap<String, f64> {
     for (phase, seconds) in &outcome.seconds {
         put(&metric::phase_seconds(phase), *seconds);
     }
+    figures.extend(outcome.critics.clone());
+    let mut put = |name: &str, value: f64| figures.insert(name.to_owned(), value);
     for (name, value) in &outcome.update.metrics {
         put(&metric::policy(name), *value);
     }

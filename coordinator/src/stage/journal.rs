@@ -75,11 +75,12 @@ impl Journal for StepJournal<'_> {
             return;
         }
         let mut machine = self.machine();
-        // The machine counts reference log-probs as part of Score, and advantages, which the
-        // coordinator computes between two calls, as a phase of their own.
+        // The machine counts values and reference log-probs as part of Score, advantages, which the
+        // coordinator computes between two calls, as a phase of their own, and the critics' update
+        // as part of Update.
         let done: &[Due] = match key.phase {
             Phase::Generate => &[Due::Generate],
-            Phase::Score => &[],
+            Phase::Score | Phase::Values | Phase::UpdateValues => &[],
             Phase::Reference => &[Due::Score, Due::Advantages],
             Phase::Update => &[Due::Update],
             Phase::Publish => &[Due::Publish],
@@ -96,8 +97,8 @@ impl Journal for StepJournal<'_> {
 fn due(phase: Phase) -> Due {
     match phase {
         Phase::Generate => Due::Generate,
-        Phase::Score | Phase::Reference => Due::Score,
-        Phase::Update => Due::Update,
+        Phase::Score | Phase::Values | Phase::Reference => Due::Score,
+        Phase::UpdateValues | Phase::Update => Due::Update,
         Phase::Publish => Due::Publish,
         Phase::Commit => Due::Commit,
     }

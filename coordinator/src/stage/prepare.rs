@@ -9,6 +9,7 @@ use super::label::parse_rule;
 use super::model_source::check;
 use super::rows::{check_training_stages, prompts, reported};
 use super::{Figures, Outputs, StageContext};
+use crate::fleet::critic::critics_of;
 use crate::job::error::JobError;
 
 pub(super) async fn run(
@@ -59,6 +60,11 @@ pub async fn inputs(context: &StageContext) -> Result<Outputs, JobError> {
     for component in &recipe.reward.component {
         if let Some(name) = component.model.as_deref().filter(|m| !m.starts_with("stage:")) {
             check(context, &format!("reward.component {:?} model", component.name), name).await?;
+        }
+    }
+    for (role, critic) in critics_of(&recipe.algorithm) {
+        if let Some(name) = critic.model.as_deref().filter(|m| !m.starts_with("stage:")) {
+            check(context, &format!("algorithm.{role}.model"), name).await?;
         }
     }
     Ok(Outputs { model, train, heldout, skipped_rows, ..Outputs::default() })

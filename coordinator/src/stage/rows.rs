@@ -8,6 +8,7 @@ use plumb_data::{
 use plumb_domain::Prompt;
 
 use super::StageContext;
+use super::training_data::PTX_KEY;
 use crate::job::error::{JobError, chain};
 
 /// Prompts. `key` is the recipe's.
@@ -72,6 +73,9 @@ enum RowKind {
 /// The recipe key, the file, the line or row, and what is wrong with it.
 pub(super) fn check_training_stages(context: &StageContext) -> Result<u64, JobError> {
     let mut skipped = 0;
+    if let Some(ptx) = &context.recipe.algorithm.ptx {
+        skipped += reported(context, PTX_KEY, &dialogues(context, PTX_KEY, &ptx.train)?);
+    }
     for (index, stage) in context.recipe.stage.iter().enumerate() {
         let Some((train, heldout, kind)) = training_sources(stage) else { continue };
         for (name, sources) in [("train", train), ("heldout", heldout)] {

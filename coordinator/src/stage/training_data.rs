@@ -1,7 +1,7 @@
 //! The rows of stages that train on a data set: read from data sets or taken from a `label`
 //! stage, encoded by the trainer, and cut to what fits.
 
-use plumb_config::{DataSources, Recipe};
+use plumb_config::{DataSources, PtxConfig, Recipe};
 use plumb_data::{Mixed, NamedRow, PairNeeds, PreferenceRow, SupervisedRow};
 use plumb_domain::ChatMessage;
 use plumb_proto::actor::{AnswerPair, Dialogue, Message, PairSafety, TargetText, TextPair};
@@ -81,6 +81,23 @@ pub(super) struct PairSource<'a> {
     /// Whether a row is two pairs, of which one is preferred.
     pub(super) pops: bool,
 }
+
+/// The dialogues of the PTX loss, encoded and cut to `max_tokens`.
+pub(super) async fn encoded_ptx(
+    context: &StageContext,
+    encoder: &Trainer,
+    ptx: &PtxConfig,
+) -> Result<Vec<TargetText>, JobError> {
+    let most = ptx.max_tokens.unwrap_or(context.recipe.engine.micro_batch_tokens) as usize;
+    let mixed = rows::dialogues(context, PTX_KEY, &ptx.train)?;
+    let texts = encoder.encode(&wired(&context.recipe, &mixed)).await?;
+    let texts: Vec<_> = texts.into_iter().filter_map(|text| cut_to(text, most)).collect();
+    not_empty(PTX_KEY, texts.is_empty(), mixed.rows.len(), most)?;
+    Ok(texts)
+}
+
+/// The recipe key of the PTX loss's dialogues.
+pub(super) const PTX_KEY: &str = "algorithm.ptx.train";
 
 /// A stage's dialogues, encoded and cut to `max_tokens`.
 pub(super) async fn encoded_dialogues(

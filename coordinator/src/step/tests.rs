@@ -85,6 +85,26 @@ impl Reference for Port {
     }
 }
 
+impl Critics for Port {
+    fn values<'a>(&'a self, key: PhaseKey, _: &'a Generation) -> Answer<'a, Values> {
+        let values = Values { objects: [(Role::Critic, vec![ObjectRef::default()])].into() };
+        Box::pin(async move { self.0.call("values", key, values) })
+    }
+
+    fn update<'a>(
+        &'a self,
+        key: PhaseKey,
+        _: &'a Generation,
+        _: &'a ReferenceLogps,
+        values: &'a Values,
+        _: &'a UpdatePlan,
+    ) -> Answer<'a, BTreeMap<String, f64>> {
+        assert!(values.objects.contains_key(&Role::Critic));
+        let figures = [("critic/loss".to_owned(), 0.5)].into();
+        Box::pin(async move { self.0.call("update_values", key, figures) })
+    }
+}
+
 impl Texts for Port {
     fn read<'a>(&'a self, _: &'a Generation) -> Answer<'a, Vec<PlainSample>> {
         Box::pin(async { Ok(Vec::new()) })
@@ -97,6 +117,7 @@ impl Policy for Port {
         key: PhaseKey,
         _: &'a Generation,
         _: &'a ReferenceLogps,
+        _: &'a Values,
         plan: &'a UpdatePlan,
     ) -> Answer<'a, UpdateReport> {
         assert_eq!(plan.advantages[0].sample_id, "s");
@@ -145,15 +166,11 @@ impl Algorithm for Port {
         _: StepId,
         _: &Generation,
         scores: &[SampleScores],
+        _: &ReferenceLogps,
     ) -> Result<UpdatePlan, PhaseError> {
         let advantage =
             SampleAdvantage { sample_id: scores[0].sample_id.clone(), advantage: 1.0, keep: true };
-        Ok(UpdatePlan {
-            advantages: vec![advantage],
-            learning_rate: 1e-3,
-            metrics: BTreeMap::new(),
-            rewards: BTreeMap::new(),
-        })
+        Ok(UpdatePlan { advantages: vec![advantage], learning_rate: 1e-3, ..UpdatePlan::default() })
     }
     fn loss(&self) -> PolicyLossSpec {
         PolicyLossSpec::default()
@@ -164,14 +181,24 @@ impl Algorithm for Port {
 }
 
 async fn run(world: &Arc<World>, attempt: u32) -> Result<StepOutcome, PhaseError> {
+    run_with(world, attempt, false).await
+}
+
+async fn run_with(
+    world: &Arc<World>,
+    attempt: u32,
+    with_critics: bool,
+) -> Result<StepOutcome, PhaseError> {
     let port = || Port(Arc::clone(world));
     let recovery: Arc<dyn Recovery> = Arc::new(port());
     let retry = || Retry::new(Arc::new(port()), Arc::clone(&recovery));
     let (plain, rollout, rewards, reference, policy) = (port(), retry(), retry(), retry(), retry());
+    let critics = retry();
     let step = Step {
         prompts: &plain,
         rollout: &rollout,
         rewards: &rewards,
+        critics: with_critics.then_some(&critics as &dyn Critics),
         reference: &reference,
         texts: &plain,
         policy: &policy,
@@ -193,8 +220,27 @@ async fn phases_run_in_order_and_the_commit_is_last() {
         world.calls(),
         ["generate 2/0", "score 2/0", "reference 2/0", "update 2/0", "publish 2/0", "commit 2/0"]
     );
-    assert_eq!(outcome.seconds.len(), Phase::ALL.len());
+    assert_eq!(outcome.seconds.len(), Phase::ALL.len() - 2, "no critics");
     assert_eq!(outcome.prompts[0].id.as_str(), "p2");
+}
+
+#[tokio::test]
+async fn critics_tell_values_before_the_plan_and_learn_before_the_policy() {
+    let world = world(vec![]);
+    let outcome = run_with(&world, 0, true).await.unwrap();
+    let calls = world.calls();
+    let phases: Vec<&str> = calls.iter().filter_map(|call| call.split(' ').next()).collect();
+    assert_eq!(phases, Phase::ALL.map(Phase::as_str));
+    assert_eq!(outcome.critics["critic/loss"], 0.5);
+}
+
+#[tokio::test]
+async fn a_lost_critic_ends_the_step_before_the_policy_learns() {
+    let world = world(vec![("update_values", lost(Role::Critic))]);
+    let error = run_with(&world, 0, true).await.err().unwrap();
+    assert!(matches!(error, PhaseError::Lost { role: Role::Critic, .. }));
+    assert_eq!(world.calls().last().unwrap(), "failed update_values");
+    assert!(!world.calls().iter().any(|call| call.starts_with("restore")));
 }
 
 #[tokio::test]

@@ -50,7 +50,7 @@ impl Recipe {
     /// the recipe trains.
     #[must_use]
     pub fn needs_reference(&self) -> bool {
-        self.stage.iter().any(|stage| matches!(stage, Stage::Grpo(_)))
+        self.stage.iter().any(Stage::reinforces)
     }
 
     /// KL coefficient in the loss.

@@ -2,11 +2,12 @@
 
 use std::fmt::Write as _;
 
-const SOURCES: [&str; 10] = [
+const SOURCES: [&str; 11] = [
     include_str!("schema.rs"),
     include_str!("schema/data.rs"),
     include_str!("schema/model.rs"),
     include_str!("schema/algorithm.rs"),
+    include_str!("schema/critic.rs"),
     include_str!("schema/lora.rs"),
     include_str!("schema/loss.rs"),
     include_str!("schema/optimizer.rs"),
@@ -16,7 +17,7 @@ const SOURCES: [&str; 10] = [
 ];
 
 /// Tables in the order of the document: how they stand in a recipe, and their struct.
-const TABLES: [(&str, &str); 36] = [
+const TABLES: [(&str, &str); 40] = [
     ("(top level)", "Recipe"),
     ("[model]", "ModelConfig"),
     ("[data]", "DataConfig"),
@@ -35,6 +36,10 @@ const TABLES: [(&str, &str); 36] = [
     ("[[algorithm.optimizer.group]]", "ParameterGroupConfig"),
     ("[algorithm.optimizer.ema]", "EmaConfig"),
     ("[algorithm.lora]", "LoraConfig"),
+    ("[algorithm.gae]", "GaeConfig"),
+    ("[algorithm.critic]", "CriticConfig"),
+    ("[algorithm.lagrange]", "LagrangeConfig"),
+    ("[algorithm.ptx]", "PtxConfig"),
     ("[reward]", "RewardConfig"),
     ("[[reward.component]]", "Component"),
     ("[checkpoint]", "CheckpointConfig"),
@@ -47,7 +52,7 @@ const TABLES: [(&str, &str); 36] = [
     ("[[stage]] cost_model", "CostModelStage"),
     ("[[stage]] dpo", "DpoStage"),
     ("[stage.head]", "ScoreHeadConfig"),
-    ("[[stage]] grpo", "GrpoStage"),
+    ("[[stage]] grpo, ppo, ppo_lag", "GrpoStage"),
     ("[[stage]] export", "ExportStage"),
     ("[[stage]] evaluate", "EvaluateStage"),
     ("[[stage.measure]]", "Measure"),

@@ -20,13 +20,14 @@ pub use parse::Override;
 pub use plumb_domain::KlKind;
 pub use schema::{
     Advantage, AlgorithmConfig, Best, CheckpointConfig, Component, ComponentKind, CostModelStage,
-    CpgdWeight, DataConfig, DataSources, DpoStage, Dtype, EmaConfig, EngineConfig, EvaluateStage,
-    ExportStage, GroupConfig, GroupsConfig, GrpoStage, ImportanceConfig, ImportanceKind, KlConfig,
-    KlPlace, LabelStage, LoraConfig, LoraTarget, LossConfig, LossKind, Measure, ModelConfig,
-    MomentState, OffloadConfig, OldLogps, OnBadRow, OptimizerConfig, ParameterGroupConfig,
-    PreferenceLoss, PreferredBy, PrepareStage, Recipe, RewardConfig, RewardModelStage,
-    RolloutConfig, SampleStage, SamplingConfig, Schedule, ScoreHeadConfig, ScoreHeadKind,
-    ScoreInput, SftStage, Stage, Strategy, TimeoutConfig, Transform,
+    CpgdWeight, CriticConfig, DataConfig, DataSources, DpoStage, Dtype, EmaConfig, EngineConfig,
+    EvaluateStage, ExportStage, GaeConfig, GroupConfig, GroupsConfig, GrpoStage, ImportanceConfig,
+    ImportanceKind, KlConfig, KlPlace, LabelStage, LagrangeConfig, LoraConfig, LoraTarget,
+    LossConfig, LossKind, Measure, ModelConfig, MomentState, OffloadConfig, OldLogps, OnBadRow,
+    OptimizerConfig, ParameterGroupConfig, PreferenceLoss, PreferredBy, PrepareStage, PtxConfig,
+    Recipe, RewardConfig, RewardModelStage, RolloutConfig, SampleStage, SamplingConfig, Schedule,
+    ScoreHeadConfig, ScoreHeadKind, ScoreInput, SftStage, Stage, Strategy, TimeoutConfig,
+    Transform,
 };
 
 #[cfg(test)]
@@ -44,6 +45,8 @@ mod recipes {
             "tiny/score_models.toml",
             "tiny/dpo.toml",
             "tiny/lora.toml",
+            "tiny/ppo.toml",
+            "tiny/ppo_lag.toml",
         ] {
             let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../recipes").join(name);
             Recipe::read(&path, &[]).unwrap_or_else(|error| panic!("{error}"));

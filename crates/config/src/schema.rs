@@ -2,6 +2,7 @@
 
 mod advantage;
 mod algorithm;
+mod critic;
 mod data;
 mod lora;
 mod loss;
@@ -17,6 +18,7 @@ use serde::{Deserialize, Serialize};
 
 pub use advantage::{Advantage, CpgdWeight};
 pub use algorithm::{AlgorithmConfig, KlConfig, KlPlace, OldLogps};
+pub use critic::{CriticConfig, GaeConfig, LagrangeConfig, PtxConfig};
 pub use data::{DataConfig, DataSources, OnBadRow, PreferredBy};
 pub use lora::{LoraConfig, LoraTarget};
 pub use loss::{ImportanceConfig, ImportanceKind, LossConfig, LossKind};
@@ -59,13 +61,13 @@ pub struct Recipe {
     /// How tokens are drawn during training, for stages that generate.
     #[serde(default, skip_serializing_if = "is_default")]
     pub sampling: SamplingConfig,
-    /// The reinforcement learning algorithm, for a `grpo` stage.
+    /// The reinforcement learning algorithm, for a `grpo`, `ppo` or `ppo_lag` stage.
     #[serde(default, skip_serializing_if = "is_default")]
     pub algorithm: AlgorithmConfig,
     /// Rules with names: `rule = "NAME"` stands for `[rules.NAME]` wherever a rule may stand.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub rules: BTreeMap<String, toml::Table>,
-    /// What an answer is worth, for `grpo` and `evaluate` stages.
+    /// What an answer is worth, for `grpo`, `ppo`, `ppo_lag` and `evaluate` stages.
     #[serde(default, skip_serializing_if = "is_default")]
     pub reward: RewardConfig,
     /// Commits to disk.
@@ -118,20 +120,20 @@ impl Recipe {
     #[must_use]
     pub fn generates(&self) -> bool {
         let generates =
-            |s: &Stage| matches!(s, Stage::Sample(_) | Stage::Grpo(_) | Stage::Evaluate(_));
+            |s: &Stage| s.reinforces() || matches!(s, Stage::Sample(_) | Stage::Evaluate(_));
         self.stage.iter().any(generates)
     }
 
     /// Whether a stage asks what answers are worth: then `[reward]` is needed.
     #[must_use]
     pub fn rewards(&self) -> bool {
-        self.stage.iter().any(|s| matches!(s, Stage::Grpo(_) | Stage::Evaluate(_)))
+        self.stage.iter().any(|s| s.reinforces() || matches!(s, Stage::Evaluate(_)))
     }
 
     /// Whether a stage trains by reinforcement: then `[algorithm]` is needed.
     #[must_use]
     pub fn reinforces(&self) -> bool {
-        self.stage.iter().any(|s| matches!(s, Stage::Grpo(_)))
+        self.stage.iter().any(Stage::reinforces)
     }
 }
 

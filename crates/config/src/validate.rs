@@ -2,6 +2,7 @@
 
 mod advantage;
 mod algorithm;
+mod critic;
 mod data;
 mod lora;
 mod loss;
@@ -48,6 +49,7 @@ impl Recipe {
         if self.reinforces() {
             self.check_algorithm(&mut found);
             self.check_advantage(&mut found);
+            self.check_critics(&mut found);
         }
         if self.rewards() {
             self.check_reward(&mut found);
@@ -69,8 +71,18 @@ impl Recipe {
         let idle = [
             ("data", given || !self.data.label_weights.is_empty(), generates, "generates"),
             ("sampling", self.sampling != Default::default(), generates, "generates"),
-            ("algorithm", self.algorithm != Default::default(), self.reinforces(), "is grpo"),
-            ("reward", self.reward != Default::default(), self.rewards(), "is grpo or evaluate"),
+            (
+                "algorithm",
+                self.algorithm != Default::default(),
+                self.reinforces(),
+                "is grpo, ppo or ppo_lag",
+            ),
+            (
+                "reward",
+                self.reward != Default::default(),
+                self.rewards(),
+                "is grpo, ppo, ppo_lag or evaluate",
+            ),
         ];
         for (key, given, used, what) in idle {
             found.require(
@@ -92,8 +104,10 @@ impl Recipe {
 
     fn check_groups(&self, found: &mut Findings) {
         let g = &self.groups;
-        let groups: [(&str, &GroupConfig); 5] = [
+        let groups: [(&str, &GroupConfig); 7] = [
             ("policy", &g.policy),
+            ("critic", &g.critic),
+            ("cost_critic", &g.cost_critic),
             ("reference", &g.reference),
             ("rollout", &g.rollout),
             ("reward", &g.reward),
@@ -223,7 +237,7 @@ name = "train"
             problems(&["algorithm.samples_per_prompt=1"]),
             "recipe r.toml contradicts itself:\n  algorithm.samples_per_prompt: a group of 1 has \
              nothing to compare with for advantage = \"group_norm\"; write at least 2, or take \
-             reinforce, reinforce_plus_plus or cpgd"
+             reinforce, reinforce_plus_plus, cpgd or gae"
         );
     }
 

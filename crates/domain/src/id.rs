@@ -94,8 +94,10 @@ pub enum Role {
     Policy,
     /// The frozen model that the KL leash is tied to.
     Reference,
-    /// A value model.
+    /// A value model, of the reward.
     Critic,
+    /// A value model, of the cost.
+    CostCritic,
     /// A reward or cost model under training.
     RewardTrainer,
     /// Generation.
@@ -112,6 +114,7 @@ impl Role {
             Self::Policy => "policy",
             Self::Reference => "reference",
             Self::Critic => "critic",
+            Self::CostCritic => "cost_critic",
             Self::RewardTrainer => "reward_trainer",
             Self::Rollout => "rollout",
             Self::Reward => "reward",
@@ -132,6 +135,7 @@ impl std::str::FromStr for Role {
             Self::Policy,
             Self::Reference,
             Self::Critic,
+            Self::CostCritic,
             Self::RewardTrainer,
             Self::Rollout,
             Self::Reward,

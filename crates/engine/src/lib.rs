@@ -14,6 +14,7 @@
 //!   and `eight_bit` how AdamW's state is kept, `ema` is the moving average, `placement` what lives
 //!   in host memory.
 //! - `adapters` are low-rank adapters beside frozen layers ([`LoraPlan`]).
+//! - [`value_training`] is the critic's part of the step.
 //! - [`supervised_training`], [`reward_training`], [`preference_training`], [`log_probs()`],
 //!   [`publish`], [`checkpoint`], `export` are what else a
 //!   worker asks of a model.
@@ -54,6 +55,7 @@ mod stored_moments;
 pub mod supervised_training;
 mod token_scores;
 mod trained_runs;
+pub mod value_training;
 
 pub use adapters::LoraPlan;
 pub use ema::EmaSettings;
@@ -72,7 +74,8 @@ pub use reward_training::{PairScores, ScoreLoss, TextPair, score_pairs, train_pa
 pub use settings::{AdamWSettings, EngineSettings, MomentState, Precision};
 pub use shard_file::FileDigest;
 pub use sharded_model::{LoadPlan, ShardedModel};
-pub use supervised_training::{TargetText, measure_texts, train_texts};
+pub use supervised_training::{TargetText, measure_texts, train_texts, train_weighted_texts};
+pub use value_training::{ResponseValues, ValueSample, ValueUpdate, update_values, values};
 
 #[cfg(test)]
 mod tests;

@@ -104,7 +104,7 @@ pub fn update_policy(
 }
 
 /// Cuts a batch into runs of nearly equal length, in order; fewer when there are fewer samples.
-fn cut<T>(samples: &[T], parts: usize) -> Vec<&[T]> {
+pub(crate) fn cut<T>(samples: &[T], parts: usize) -> Vec<&[T]> {
     let parts = parts.min(samples.len());
     let start = |part: usize| samples.len() * part / parts;
     (0..parts).map(|part| &samples[start(part)..start(part + 1)]).collect()

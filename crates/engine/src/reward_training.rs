@@ -205,7 +205,7 @@ impl PairBatch {
 
 impl ShardedModel {
     /// Scores `[B]` fp32 of last hidden states `[B, H]`. `params`: those of the head block.
-    fn scores(&self, params: &[Tensor], hidden_bh: &Tensor) -> Result<Tensor> {
+    pub(crate) fn scores(&self, params: &[Tensor], hidden_bh: &Tensor) -> Result<Tensor> {
         let HeadSpec::Score(head) = &self.head else {
             return Err(no_score_head());
         };

@@ -102,7 +102,21 @@ pub fn train_texts(
     texts: &[TargetText],
     learning_rate: f64,
 ) -> Result<Metrics> {
-    let step = texts_step(model, texts, learning_rate);
+    train_weighted_texts(model, texts, 1.0, learning_rate)
+}
+
+/// [`train_texts`] on `weight` times the loss, which is reported without it: the PTX loss beside
+/// reinforcement learning.
+///
+/// # Errors
+/// As [`train_texts`].
+pub fn train_weighted_texts(
+    model: &mut ShardedModel,
+    texts: &[TargetText],
+    weight: f64,
+    learning_rate: f64,
+) -> Result<Metrics> {
+    let step = texts_step(model, texts, weight, learning_rate);
     let step = step.inspect_err(|_| model.discard_gradients());
     let (loss, step) = step.map_err(|error| error.at_step(model.optimizer_step()))?;
     let mut metrics = metrics(texts, loss)?;
@@ -116,6 +130,7 @@ pub fn train_texts(
 fn texts_step(
     model: &mut ShardedModel,
     texts: &[TargetText],
+    weight: f64,
     learning_rate: f64,
 ) -> Result<(f64, OptimizerStep)> {
     let all_targets = all_targets(texts)?;
@@ -124,7 +139,7 @@ fn texts_step(
         let batch = TextBatch::new(&batch, model)?;
         let mut token_loss = |values: &TokenValues, _: i64| {
             loss += negative_sum(&values.logp_m) / all_targets;
-            let slope_m = values.logp_m.full_like(-1.0 / all_targets);
+            let slope_m = values.logp_m.full_like(-weight / all_targets);
             Ok(TokenGradients { logp_m: slope_m, entropy_m: None })
         };
         model.train_on_tokens(&batch.packed, &batch.chosen, 1.0, &mut token_loss)?;

@@ -227,7 +227,7 @@ impl StepMachine {
             attempt: self.attempt,
         };
         let recovery = match role {
-            Role::Policy | Role::Critic => self.fall_back(),
+            Role::Policy | Role::Critic | Role::CostCritic => self.fall_back(),
             // The samples went with their owner; after Update nobody needs them.
             Role::Rollout => Recovery {
                 republish: true,

@@ -8,6 +8,14 @@ pub const REWARD_FAILED: &str = "reward/failed";
 pub const EQUAL_GROUPS: &str = "reward/equal_groups";
 /// KL estimate per token to the reference.
 pub const KL_PER_TOKEN: &str = "kl/per_token";
+/// Coefficient of the KL, where a controller may move it.
+pub const KL_COEF: &str = "kl/coef";
+/// Mean cost of a step's samples, under a constraint.
+pub const COST_MEAN: &str = "constraint/cost";
+/// Mean cost of the latest samples, which the constraint is on.
+pub const EPISODE_COST: &str = "constraint/episode_cost";
+/// Multiplier of the constraint.
+pub const LAMBDA: &str = "constraint/lambda";
 /// Response tokens of a step.
 pub const RESPONSE_TOKENS: &str = "rollout/response_tokens";
 /// Mean tokens of a response.

@@ -33,7 +33,8 @@ pub(super) fn estimator(a: &AlgorithmConfig) -> Estimator {
         Advantage::ReinforceBaseline => {
             Estimator::ReinforceBaseline(ReinforceBaseline { singleton })
         }
-        Advantage::Reinforce => Estimator::Reinforce,
+        // GAE takes rewards as they are: its baseline is the critic.
+        Advantage::Reinforce | Advantage::Gae => Estimator::Reinforce,
         Advantage::ReinforcePlusPlus => Estimator::ReinforcePlusPlus,
         Advantage::ReinforcePlusPlusBaseline => {
             Estimator::ReinforcePlusPlusBaseline(ReinforcePlusPlusBaseline { singleton })

@@ -48,7 +48,9 @@ fn a_group_by_hand() {
     // Scores 1, 3 on label safety: mix safe 1.0 + style 0.5 -> rewards 1.5, 4.5; mean 3,
     // unbiased std sqrt(4.5); advantages -+ 1.5 / 2.1213.
     let (generation, scores) = batch(&["safety"], &[&[Some(1.0), Some(3.0)]]);
-    let plan = Grpo::new(&recipe(&[])).plan(StepId(0), &generation, &scores).unwrap();
+    let plan = Grpo::new(&recipe(&[]))
+        .plan(StepId(0), &generation, &scores, &ReferenceLogps::default())
+        .unwrap();
     let expected = 1.5 / 4.5_f64.sqrt();
     assert!((plan.advantages[1].advantage - expected).abs() < 1e-6);
     assert!((plan.advantages[0].advantage + expected).abs() < 1e-6);
@@ -61,7 +63,9 @@ fn a_group_by_hand() {
 #[test]
 fn a_failed_reward_is_never_a_zero() {
     let (generation, scores) = batch(&["safety"], &[&[Some(1.0), None, Some(3.0)]]);
-    let plan = Grpo::new(&recipe(&[])).plan(StepId(0), &generation, &scores).unwrap();
+    let plan = Grpo::new(&recipe(&[]))
+        .plan(StepId(0), &generation, &scores, &ReferenceLogps::default())
+        .unwrap();
     let failed = plan.advantages.iter().find(|a| a.sample_id == "p0/1").unwrap();
     assert!(!failed.keep);
     assert_eq!(plan.metrics["reward/mean"], 3.0, "the failed sample takes no part in the mean");
@@ -72,7 +76,9 @@ fn a_failed_reward_is_never_a_zero() {
 fn a_sample_left_alone_has_nothing_to_compare_with() {
     let (generation, scores) =
         batch(&["safety", "safety"], &[&[Some(1.0), None], &[Some(0.0), Some(1.0)]]);
-    let plan = Grpo::new(&recipe(&[])).plan(StepId(0), &generation, &scores).unwrap();
+    let plan = Grpo::new(&recipe(&[]))
+        .plan(StepId(0), &generation, &scores, &ReferenceLogps::default())
+        .unwrap();
     let kept: Vec<&str> =
         plan.advantages.iter().filter(|a| a.keep).map(|a| a.sample_id.as_str()).collect();
     assert_eq!(kept, ["p1/0", "p1/1"]);
@@ -81,7 +87,9 @@ fn a_sample_left_alone_has_nothing_to_compare_with() {
 #[test]
 fn a_batch_without_any_reward_is_an_error_with_its_cause() {
     let (generation, scores) = batch(&["safety"], &[&[None, None]]);
-    let error = Grpo::new(&recipe(&[])).plan(StepId(3), &generation, &scores).unwrap_err();
+    let error = Grpo::new(&recipe(&[]))
+        .plan(StepId(3), &generation, &scores, &ReferenceLogps::default())
+        .unwrap_err();
     let text = error.to_string();
     assert!(text.contains("step 3") && text.contains("timeout"), "{text}");
 }
@@ -89,7 +97,9 @@ fn a_batch_without_any_reward_is_an_error_with_its_cause() {
 #[test]
 fn a_label_without_a_mix_is_an_error_that_names_it() {
     let (generation, scores) = batch(&["poetry"], &[&[Some(1.0), Some(2.0)]]);
-    let error = Grpo::new(&recipe(&[])).plan(StepId(0), &generation, &scores).unwrap_err();
+    let error = Grpo::new(&recipe(&[]))
+        .plan(StepId(0), &generation, &scores, &ReferenceLogps::default())
+        .unwrap_err();
     assert!(error.to_string().contains("poetry"), "{error}");
 }
 
@@ -98,14 +108,16 @@ fn equal_groups_are_left_out_where_wanted_but_never_all_of_them() {
     let recipe = recipe(&["algorithm.skip_equal_groups=true"]);
     let scores: [&[Option<f64>]; 2] = [&[Some(1.0), Some(1.0)], &[Some(0.0), Some(1.0)]];
     let (generation, all) = batch(&["safety", "general"], &scores);
-    let plan = Grpo::new(&recipe).plan(StepId(0), &generation, &all).unwrap();
+    let plan =
+        Grpo::new(&recipe).plan(StepId(0), &generation, &all, &ReferenceLogps::default()).unwrap();
     assert_eq!(
         plan.advantages.iter().map(|a| a.keep).collect::<Vec<_>>(),
         [false, false, true, true]
     );
     assert_eq!(plan.metrics["reward/equal_groups"], 0.5);
     let (generation, all) = batch(&["safety"], &scores[..1]);
-    let plan = Grpo::new(&recipe).plan(StepId(0), &generation, &all).unwrap();
+    let plan =
+        Grpo::new(&recipe).plan(StepId(0), &generation, &all, &ReferenceLogps::default()).unwrap();
     assert!(plan.advantages.iter().all(|a| a.keep && a.advantage == 0.0));
 }
 
@@ -142,7 +154,9 @@ fn advantages(set: &[&str], scores: &[&[f64]]) -> Vec<f64> {
         scores.iter().map(|group| group.iter().map(|s| Some(*s)).collect()).collect();
     let groups: Vec<&[Option<f64>]> = scores.iter().map(Vec::as_slice).collect();
     let (generation, all) = batch(&["safety", "general"][..groups.len()], &groups);
-    let plan = Grpo::new(&recipe(set)).plan(StepId(0), &generation, &all).unwrap();
+    let plan = Grpo::new(&recipe(set))
+        .plan(StepId(0), &generation, &all, &ReferenceLogps::default())
+        .unwrap();
     assert!(plan.advantages.iter().all(|a| a.keep));
     plan.advantages.iter().map(|a| a.advantage).collect()
 }

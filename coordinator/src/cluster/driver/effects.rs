@@ -155,7 +155,9 @@ impl Driver {
 
 fn kind_of(role: Role) -> WorkerKind {
     match role {
-        Role::Policy | Role::Reference | Role::Critic | Role::RewardTrainer => WorkerKind::Actor,
+        Role::Policy | Role::Reference | Role::Critic | Role::CostCritic | Role::RewardTrainer => {
+            WorkerKind::Actor
+        }
         Role::Rollout => WorkerKind::Rollout,
         Role::Reward => WorkerKind::Reward,
     }

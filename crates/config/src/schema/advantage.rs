@@ -30,6 +30,8 @@ pub enum Advantage {
     Cpgd,
     /// Each component normalised within its group by itself.
     Gdpo,
+    /// By a critic, token by token.
+    Gae,
 }
 
 impl Advantage {
@@ -49,13 +51,14 @@ impl Advantage {
             Self::Gpg => "gpg",
             Self::Cpgd => "cpgd",
             Self::Gdpo => "gdpo",
+            Self::Gae => "gae",
         }
     }
 
     /// Does it compare the answers to one prompt, and so need at least two?
     #[must_use]
     pub fn compares_within_group(self) -> bool {
-        !matches!(self, Self::Reinforce | Self::ReinforcePlusPlus | Self::Cpgd)
+        !matches!(self, Self::Reinforce | Self::ReinforcePlusPlus | Self::Cpgd | Self::Gae)
     }
 
     /// Do groups of equal rewards get advantage 0, so that leaving them out changes nothing else?

@@ -3,6 +3,7 @@
 use plumb_domain::KlKind;
 use serde::{Deserialize, Serialize};
 
+use super::critic::{CriticConfig, GaeConfig, LagrangeConfig, PtxConfig};
 use super::lora::LoraConfig;
 use super::loss::LossConfig;
 use super::optimizer::OptimizerConfig;
@@ -21,7 +22,8 @@ pub struct AlgorithmConfig {
     /// are not 0), `reinforce_plus_plus_baseline` (less the mean, whitened over the step's tokens),
     /// `gdpo` (each component of the mix normalised by itself, added by weight, normalised over the
     /// step). Compared within the whole step: `reinforce_plus_plus` (whitened over tokens), `cpgd`
-    /// (z-score). Not compared: `reinforce`.
+    /// (z-score). Not compared: `reinforce`. By a critic, token by token: `gae` (PPO, PPO-Lag; needs
+    /// `[algorithm.critic]`).
     pub advantage: Advantage,
     /// Divide by the group's standard deviation. Only `grpo` and `grpo_passk` can switch it off.
     #[serde(default = "yes")]
@@ -54,12 +56,12 @@ pub struct AlgorithmConfig {
     /// step only).
     #[serde(default)]
     pub old_logps: OldLogps,
-    /// Discount per token when KL stands in the reward.
+    /// Discount per token, when KL stands in the reward and with `gae`.
     #[serde(default = "unit")]
     pub gamma: f64,
     /// Leave out groups whose rewards are all equal: they carry no gradient. Not with an `advantage`
     /// for which they do: `reinforce`, `reinforce_plus_plus`, `reinforce_plus_plus_baseline`, `cpgd`,
-    /// `gdpo`.
+    /// `gdpo`, `gae`.
     #[serde(default)]
     pub skip_equal_groups: bool,
     /// The policy loss.
@@ -73,6 +75,21 @@ pub struct AlgorithmConfig {
     /// Low-rank adapters; absent: the whole policy is trained.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lora: Option<LoraConfig>,
+    /// Generalised advantage estimation, with `advantage = "gae"`.
+    #[serde(default)]
+    pub gae: GaeConfig,
+    /// The critic of the reward, with `advantage = "gae"`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub critic: Option<CriticConfig>,
+    /// The critic of the cost, for a `ppo_lag` stage; absent: as `[algorithm.critic]`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cost_critic: Option<CriticConfig>,
+    /// The constraint of a `ppo_lag` stage.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lagrange: Option<LagrangeConfig>,
+    /// A language-modelling loss beside that of a `ppo` or `ppo_lag` stage.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ptx: Option<PtxConfig>,
 }
 
 impl Default for AlgorithmConfig {
@@ -96,6 +113,11 @@ impl Default for AlgorithmConfig {
             kl: KlConfig::default(),
             optimizer: OptimizerConfig::of(0.0),
             lora: None,
+            gae: GaeConfig::default(),
+            critic: None,
+            cost_critic: None,
+            lagrange: None,
+            ptx: None,
         }
     }
 }
@@ -137,11 +159,24 @@ pub struct KlConfig {
     pub place: KlPlace,
     /// Bound of the mean KL per token to the reference (k3). The summary says whether it held.
     pub bound: f64,
+    /// KL per token (k3) that `coef` is to hold: it goes up where the KL is higher and down where it
+    /// is lower (Ziegler et al. 2019). With `gae` only; absent: `coef` stays.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub target: Option<f64>,
+    /// Samples over which a KL off by 20 % or more changes `coef` by about 20 %.
+    pub horizon: f64,
 }
 
 impl Default for KlConfig {
     fn default() -> Self {
-        Self { coef: 0.01, kind: KlKind::K3, place: KlPlace::Loss, bound: 0.5 }
+        Self {
+            coef: 0.01,
+            kind: KlKind::K3,
+            place: KlPlace::Loss,
+            bound: 0.5,
+            target: None,
+            horizon: 1e4,
+        }
     }
 }
 

@@ -50,6 +50,10 @@ impl Dtype {
 pub struct GroupsConfig {
     /// Ranks that train, each with a shard of the weights.
     pub policy: GroupConfig,
+    /// Ranks that train the critic of the reward.
+    pub critic: GroupConfig,
+    /// Ranks that train the critic of the cost.
+    pub cost_critic: GroupConfig,
     /// Ranks that hold the frozen model of the KL leash; none with `[algorithm.lora]`, where the
     /// policy is its own reference.
     pub reference: GroupConfig,

@@ -22,8 +22,12 @@ pub enum Stage {
     CostModel(CostModelStage),
     /// Trains the model on pairs of answers.
     Dpo(DpoStage),
-    /// Trains the policy.
+    /// Trains the policy, answers to one prompt compared with one another.
     Grpo(GrpoStage),
+    /// Trains the policy and a critic.
+    Ppo(GrpoStage),
+    /// Trains the policy and two critics under a constraint.
+    PpoLag(GrpoStage),
     /// Writes the policy as a Hugging Face folder.
     Export(ExportStage),
     /// Measures held-out prompts before and after.
@@ -42,10 +46,16 @@ impl Stage {
             Self::RewardModel(s) => &s.name,
             Self::CostModel(s) => &s.name,
             Self::Dpo(s) => &s.name,
-            Self::Grpo(s) => &s.name,
+            Self::Grpo(s) | Self::Ppo(s) | Self::PpoLag(s) => &s.name,
             Self::Export(s) => &s.name,
             Self::Evaluate(s) => &s.name,
         }
+    }
+
+    /// Whether it trains the policy by reinforcement.
+    #[must_use]
+    pub fn reinforces(&self) -> bool {
+        matches!(self, Self::Grpo(_) | Self::Ppo(_) | Self::PpoLag(_))
     }
 
     /// The stage's kind as it stands in a recipe.
@@ -60,6 +70,8 @@ impl Stage {
             Self::CostModel(_) => "cost_model",
             Self::Dpo(_) => "dpo",
             Self::Grpo(_) => "grpo",
+            Self::Ppo(_) => "ppo",
+            Self::PpoLag(_) => "ppo_lag",
             Self::Export(_) => "export",
             Self::Evaluate(_) => "evaluate",
         }
@@ -115,7 +127,9 @@ pub struct LabelStage {
     pub heldout_share: f64,
 }
 
-/// `kind = "grpo"`: trains the policy as `[algorithm]` says.
+/// `kind = "grpo"`, `"ppo"` or `"ppo_lag"`: trains the policy as `[algorithm]` says; with `ppo` beside
+/// a critic (`[algorithm.critic]`), with `ppo_lag` beside two and under a constraint
+/// (`[algorithm.lagrange]`).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct GrpoStage {

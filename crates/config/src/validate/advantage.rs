@@ -15,7 +15,7 @@ impl Recipe {
                 "a group of {} has nothing to compare with for advantage = {name:?}",
                 a.samples_per_prompt
             ),
-            "write at least 2, or take reinforce, reinforce_plus_plus or cpgd",
+            "write at least 2, or take reinforce, reinforce_plus_plus, cpgd or gae",
         );
         found.require(
             a.samples_per_prompt >= 1 || a.advantage.compares_within_group(),

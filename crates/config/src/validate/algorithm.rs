@@ -2,7 +2,7 @@
 
 use super::Findings;
 use super::optimizer::optimizer;
-use crate::schema::{OldLogps, SamplingConfig, Stage};
+use crate::schema::{Advantage, OldLogps, SamplingConfig, Stage};
 use crate::{KlPlace, Recipe};
 
 impl Recipe {
@@ -100,10 +100,10 @@ impl Recipe {
             "write a number in (0, 1]",
         );
         found.require(
-            a.kl.place == KlPlace::Reward || a.gamma == 1.0,
+            a.kl.place == KlPlace::Reward || a.gamma == 1.0 || a.advantage == Advantage::Gae,
             "algorithm.gamma",
-            "discounting per token has an effect only with kl.place = \"reward\"",
-            "leave it 1.0, or set kl.place = \"reward\"",
+            "discounting per token has an effect only with kl.place = \"reward\" or advantage = \"gae\"",
+            "leave it 1.0, or set one of them",
         );
         found.require(
             a.kl.coef.is_finite() && a.kl.coef >= 0.0,

@@ -70,8 +70,9 @@ impl Recipe {
                 matches!(s, Stage::Evaluate(e)
                     if e.measure.iter().any(|m| m.component.as_deref() == Some(name)))
             });
+            let cost = self.algorithm.lagrange.as_ref().is_some_and(|l| l.cost == *name);
             found.require(
-                mixed || measured,
+                mixed || measured || cost,
                 &format!("reward.component {name:?}"),
                 "no mix and no measure uses it",
                 "remove it, or give it a weight in a [reward.mix.LABEL]",

@@ -60,8 +60,9 @@ impl Recipe {
             Stage::Sft(_) | Stage::RewardModel(_) | Stage::CostModel(_) | Stage::Dpo(_) => {
                 self.check_training(stage, key, before, found);
             }
-            Stage::Grpo(_) => {
-                found.require(!has("grpo"), key, "a second grpo stage", "keep one");
+            Stage::Grpo(_) | Stage::Ppo(_) | Stage::PpoLag(_) => {
+                let second = before.iter().any(|s| s.reinforces());
+                found.require(!second, key, "a second stage that trains the policy", "keep one");
                 for c in &self.reward.component {
                     if let Some(name) = c.model.as_deref().and_then(|m| m.strip_prefix("stage:")) {
                         found.require(
@@ -86,7 +87,8 @@ impl Recipe {
                     "the policy has no moving average",
                     "write an [algorithm.optimizer.ema] table, or leave it out",
                 );
-                found.require(has("grpo"), key, "nothing was trained", "put it after grpo");
+                let trained = before.iter().any(|s| s.reinforces());
+                found.require(trained, key, "nothing was trained", "put it after the training");
             }
             Stage::Evaluate(s) => {
                 found.require(has("export"), key, "nothing was exported", "put it after export");

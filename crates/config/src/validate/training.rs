@@ -254,10 +254,10 @@ fn check_head(head: &ScoreHeadConfig, key: &str, found: &mut Findings) {
 
 fn check_policy_is_free(key: &str, before: &[&Stage], found: &mut Findings) {
     found.require(
-        !before.iter().any(|s| s.kind() == "grpo"),
+        !before.iter().any(|s| s.reinforces()),
         key,
-        "the policy of the grpo stage before it would be lost",
-        "put it before grpo",
+        "the policy that a stage before it has trained would be lost",
+        "put it before that stage",
     );
 }
 

@@ -14,3 +14,4 @@ mod skipped_steps;
 mod supervised;
 pub(crate) mod support;
 mod training_curve;
+mod values;
