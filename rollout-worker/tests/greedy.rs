@@ -94,8 +94,9 @@ fn check(name: &str, native: Native, vector: &Vector, max_sequences: usize, crow
     assert_eq!((vector.prompts.len(), vector.tokens.len()), (64, 64));
     let longest = vector.prompts.iter().map(Vec::len).max().unwrap() + 128;
     let per_token = native.kv_bytes_per_token();
-    let kv_cache_bytes =
-        if crowded { per_token * (longest as u64 * 5 / 2 + 16) } else { per_token << 20 };
+    // Each sequence holds whole blocks.
+    let tokens = if crowded { longest * 5 / 2 + 16 } else { 64 * (longest + 16) };
+    let kv_cache_bytes = per_token * tokens as u64;
     let prefill_tokens = if crowded { 24 } else { 2048 };
     let limits = Limits { max_sequences, kv_cache_bytes, prefill_tokens };
     let (texts, figures) = written(native, vector, limits);
