@@ -129,7 +129,8 @@ fn children_of(parent: u32) -> Vec<(u32, Vec<String>)> {
         let Ok(stat) = std::fs::read_to_string(entry.path().join("stat")) else { continue };
         let Some((_, tail)) = stat.rsplit_once(')') else { continue };
         if tail.split_whitespace().nth(1) == Some(&parent.to_string()) {
-            let tasks = std::fs::read_dir(entry.path().join("task")).into_iter().flatten().flatten();
+            let tasks =
+                std::fs::read_dir(entry.path().join("task")).into_iter().flatten().flatten();
             let name = |task: std::fs::DirEntry| std::fs::read_to_string(task.path().join("comm"));
             let names = tasks.filter_map(|task| Some(name(task).ok()?.trim().to_owned()));
             children.push((pid, names.collect()));

@@ -105,6 +105,7 @@ impl Orders {
                 reshard_after_forward: true,
                 micro_batch_tokens: self.micro_batch_tokens,
                 frozen_layers: 0,
+                one_sample_a_pass: false,
                 device: Device::Cpu,
                 offload: Offload::default(),
             },

@@ -1,5 +1,6 @@
 //! The model under training: update, publication, commit.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 

@@ -102,7 +102,7 @@ mod tests {
 
     #[test]
     fn a_peak_far_above_the_prediction_is_told() {
-        let of = |update| {
+        let of = |update: u64| {
             let peaks = measured(Role::Policy, [50 << 20, update << 20]);
             let roles = [role("policy", 0.0, 100 << 20), role("rollout", 0.0, 1)];
             Footprint::of_stage("rl", &roles, &peaks)

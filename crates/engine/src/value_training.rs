@@ -195,7 +195,7 @@ fn train_micro_batch(
 /// The sample indices of each of this rank's micro-batches.
 fn shares(model: &ShardedModel, samples: &[&ResponseSample]) -> Result<Vec<Vec<usize>>> {
     let (ranks, rank) = (model.world_size(), model.rank());
-    micro_batches(samples, ranks, rank, model.settings().micro_batch_tokens)
+    micro_batches(samples, ranks, rank, model.settings())
 }
 
 fn require_score_head(model: &ShardedModel) -> Result<()> {
