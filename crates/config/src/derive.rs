@@ -46,11 +46,11 @@ pub fn step(recipe: &Recipe) -> StepArithmetic {
 }
 
 impl Recipe {
-    /// Whether the step asks the reference model: KL is always measured against it, so whenever
-    /// the recipe trains.
+    /// Whether the step asks a reference model of its own: KL is always measured, so whenever the
+    /// recipe trains, but a policy with adapters is its own reference.
     #[must_use]
     pub fn needs_reference(&self) -> bool {
-        self.stage.iter().any(Stage::reinforces)
+        self.algorithm.lora.is_none() && self.stage.iter().any(Stage::reinforces)
     }
 
     /// KL coefficient in the loss.

@@ -66,7 +66,8 @@ impl Layout {
                 stages.push(layout);
             }
             if matches!(stage, Stage::Export(_)) {
-                waiting.retain(|role| role.role != "policy" && role.role != "reference");
+                let released = ["policy", "critic", "cost_critic", "reference"];
+                waiting.retain(|role| !released.contains(&role.role));
             }
             waiting.extend(roles.into_iter().filter(|role| kept.contains(&role.role)));
         }
@@ -113,7 +114,9 @@ impl Layout {
 /// Roles that a stage leaves behind for later ones.
 fn stays(stage: &Stage) -> &'static [&'static str] {
     match stage {
-        Stage::Grpo(_) => &["policy", "reference", "rollout", "reward"],
+        Stage::Grpo(_) | Stage::Ppo(_) | Stage::PpoLag(_) => {
+            &["policy", "critic", "cost_critic", "reference", "rollout", "reward"]
+        }
         Stage::Sample(_) => &["rollout"],
         Stage::Evaluate(_) => &["rollout", "reward"],
         _ => &[],
@@ -244,7 +247,9 @@ fn with_lora(recipe: &mut Recipe, name: &str) {
             Stage::Dpo(s) => s.lora = Some(lora.clone()),
             Stage::RewardModel(s) => s.lora = Some(lora.clone()),
             Stage::CostModel(s) => s.lora = Some(lora.clone()),
-            Stage::Grpo(_) => recipe.algorithm.lora = Some(lora.clone()),
+            Stage::Grpo(_) | Stage::Ppo(_) | Stage::PpoLag(_) => {
+                recipe.algorithm.lora = Some(lora.clone());
+            }
             _ => {}
         }
     }

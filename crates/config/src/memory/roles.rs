@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::engine::{EngineShape, Trained};
 use super::inference::{Generator, ResidentModel, Scorer};
 use super::{DecoderShape, Head, PhaseMemory, RoleMemory};
-use crate::schema::{Component, GroupConfig, OptimizerConfig, ScoreHeadConfig, Stage};
+use crate::schema::{Component, CriticConfig, GroupConfig, OptimizerConfig, ScoreHeadConfig, Stage};
 use crate::{LoraConfig, LoraTarget, MomentState, Recipe, derive};
 
 /// Bytes of AdamW's two moments: in fp32, or as codes with a scale for every 256.
@@ -43,12 +43,19 @@ struct Training<'a> {
 #[must_use]
 pub fn stage_memory(recipe: &Recipe, stage: &Stage, shapes: &ModelShapes) -> Vec<RoleMemory> {
     match stage {
-        Stage::Grpo(_) => vec![
-            policy(recipe, shapes),
-            reference(recipe, shapes),
-            rollout(recipe, shapes, true),
-            reward(recipe, shapes),
-        ],
+        Stage::Grpo(_) | Stage::Ppo(_) | Stage::PpoLag(_) => {
+            let a = &recipe.algorithm;
+            let critics = [("critic", &a.critic), ("cost_critic", &a.cost_critic)];
+            let critics = critics.into_iter().filter_map(|(name, critic)| {
+                critic.as_ref().map(|config| self::critic(recipe, shapes, name, config))
+            });
+            let mut roles = vec![policy(recipe, shapes)];
+            roles.extend(critics);
+            // A policy with adapters is its own reference, without them.
+            roles.extend(a.lora.is_none().then(|| reference(recipe, shapes)));
+            roles.extend([rollout(recipe, shapes, true), reward(recipe, shapes)]);
+            roles
+        }
         Stage::Sample(_) => vec![rollout(recipe, shapes, false)],
         Stage::Evaluate(_) => vec![rollout(recipe, shapes, false), reward(recipe, shapes)],
         Stage::Prepare(_) | Stage::Label(_) | Stage::Export(_) => Vec::new(),
@@ -115,6 +122,8 @@ fn group<'a>(recipe: &'a Recipe, name: &str) -> &'a GroupConfig {
         "rollout" => &recipe.groups.rollout,
         "reward" => &recipe.groups.reward,
         "reward_trainer" => &recipe.groups.reward_trainer,
+        "critic" => &recipe.groups.critic,
+        "cost_critic" => &recipe.groups.cost_critic,
         _ => &recipe.groups.policy,
     }
 }
@@ -172,6 +181,30 @@ fn policy(recipe: &Recipe, shapes: &ModelShapes) -> RoleMemory {
     let mut phases = engine.phases();
     phases.extend([engine.publish(), engine.checkpoint(), engine.export()]);
     sharded(recipe, ("policy", "policy"), phases, &engine)
+}
+
+fn critic(
+    recipe: &Recipe,
+    shapes: &ModelShapes,
+    name: &'static str,
+    config: &CriticConfig,
+) -> RoleMemory {
+    let longest = longest_answer(recipe);
+    let ranks = u64::from(group(recipe, name).world_size.max(1));
+    let named = config.model.as_ref().and_then(|model| shapes.components.get(model));
+    let model = named.map_or(shapes.policy, |(model, _)| *model);
+    let engine = EngineShape {
+        model,
+        head: Head::Score { hidden_widths: Vec::new() },
+        step_tokens: derive::step(recipe).samples.div_ceil(ranks) * longest,
+        longest_tokens: longest,
+        trained: trained(&model, config.frozen_layers, None),
+        state_bytes: state_bytes(&config.optimizer),
+        ..engine(recipe, shapes, name)
+    };
+    let mut phases = engine.phases();
+    phases.push(engine.checkpoint());
+    sharded(recipe, (name, name), phases, &engine)
 }
 
 fn reference(recipe: &Recipe, shapes: &ModelShapes) -> RoleMemory {
@@ -319,6 +352,24 @@ mod tests {
         for role in &roles {
             assert!(role.peak_bytes() >= role.idle_bytes, "{role:?}");
         }
+    }
+
+    #[test]
+    fn critics_are_counted_and_a_policy_with_adapters_has_no_reference() {
+        let mut recipe = recipe(&["groups.cost_critic.world_size=2"]);
+        let critic: CriticConfig = toml::from_str("optimizer = { learning_rate = 1e-5 }").unwrap();
+        recipe.algorithm.critic = Some(critic.clone());
+        recipe.algorithm.cost_critic = Some(critic);
+        let lora = "rank = 8\nalpha = 16.0\ntargets = [\"q_proj\"]";
+        recipe.algorithm.lora = Some(toml::from_str(lora).unwrap());
+        let stage: Stage = toml::from_str("kind = \"ppo_lag\"\nname = \"rl\"").unwrap();
+        let roles = stage_memory(&recipe, &stage, &shapes());
+        let found: Vec<_> = roles.iter().map(|r| (r.role, r.ranks)).collect();
+        let expected =
+            [("policy", 1), ("critic", 1), ("cost_critic", 2), ("rollout", 1), ("reward", 1)];
+        assert_eq!(found, expected);
+        // All of a critic is trained, of the policy only its adapters.
+        assert!(roles[1].peak_bytes() > roles[0].peak_bytes());
     }
 
     #[test]

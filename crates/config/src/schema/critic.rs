@@ -30,7 +30,7 @@ impl Default for GaeConfig {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CriticConfig {
-    /// What it starts from: a folder or hub id, or `stage:NAME`, what a `reward_model` or
+    /// What it starts from: a folder, or `stage:NAME`, what a `reward_model` or
     /// `cost_model` stage trained; with the policy's tokenizer. Absent: the policy's model with a
     /// fresh head.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -16,12 +16,15 @@ impl Recipe {
             "the master weights would stay on the GPU",
             "write optimizer = true beside it",
         );
-        let policy = |s: &Stage| matches!(s, Stage::Grpo(_) | Stage::Sft(_) | Stage::Dpo(_));
+        let policy = |s: &Stage| s.reinforces() || matches!(s, Stage::Sft(_) | Stage::Dpo(_));
+        let a = &self.algorithm;
         let scores = |s: &Stage| matches!(s, Stage::RewardModel(_) | Stage::CostModel(_));
         let g = &self.groups;
         let groups = [
             ("policy", g.policy.gpus, self.stage.iter().any(policy)),
             ("reference", g.reference.gpus, self.needs_reference()),
+            ("critic", g.critic.gpus, a.critic.is_some()),
+            ("cost_critic", g.cost_critic.gpus, a.cost_critic.is_some()),
             ("reward_trainer", g.reward_trainer.gpus, self.stage.iter().any(scores)),
         ];
         for (role, gpus, used) in groups {
