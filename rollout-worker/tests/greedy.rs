@@ -2,6 +2,12 @@
 //! at several batch widths, with room for all and with so little that sequences lose their blocks.
 //! The vectors are made by tests/parity/make_greedy_vectors.py.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "clippy takes a test file's own functions for library code"
+)]
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 

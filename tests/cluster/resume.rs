@@ -5,7 +5,12 @@
 //! The programs are those that `cargo build --workspace --bins` leaves beside the test's own.
 //! `PLUMB_TEST_SEED` repeats the moments of a run, which prints its own.
 
-#![allow(missing_docs, clippy::unwrap_used, reason = "a test stops at the first surprise")]
+#![allow(
+    missing_docs,
+    clippy::unwrap_used,
+    clippy::print_stderr,
+    reason = "a test stops at the first surprise"
+)]
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

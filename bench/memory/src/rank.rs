@@ -127,7 +127,7 @@ impl Orders {
         let mut text = |row: usize| TargetText {
             id: format!("row {row}"),
             ids: (0..=self.row_tokens).map(|_| token()).collect(),
-            targets: vec![1..self.row_tokens + 1],
+            targets: std::iter::once(1..self.row_tokens + 1).collect(),
         };
         (0..self.rows).map(&mut text).collect()
     }

@@ -5,7 +5,7 @@ use std::process::Command;
 use serde_json::Value;
 
 /// Wider than the bench's bounds: a process of 200 MB is half code and tables.
-const BOUNDS: std::ops::RangeInclusive<f64> = 0.85..=1.15;
+const BOUNDS: std::ops::RangeInclusive<f64> = 0.8..=1.25;
 
 #[test]
 fn a_small_model_holds_what_was_predicted_and_no_rank_holds_it_whole() {
@@ -26,5 +26,7 @@ fn a_small_model_holds_what_was_predicted_and_no_rank_holds_it_whole() {
         assert!(BOUNDS.contains(&peak), "{peak} of the prediction on {ranks} ranks: {text}");
     }
     assert!(ratio("-2-rank-by-1-rank-peak") < 1.0, "{text}");
-    assert!(ratio("-2-rank-load-by-whole-model") < 1.0, "{text}");
+    // Loading adds less to each of two ranks than to one alone: neither holds the whole model.
+    let (one, two) = (ratio("-1-rank-load-by-whole-model"), ratio("-2-rank-load-by-whole-model"));
+    assert!(two < 0.8 * one, "{text}");
 }

@@ -196,13 +196,13 @@ mod tests {
         let run = tempfile::tempdir().unwrap();
         let (old, new) = (commit(run.path(), 4), commit(run.path(), 8));
         std::fs::write(old.join(COMMIT), "{").unwrap();
-        let error = remove(&[new.clone()], false).err().unwrap().to_string();
+        let error = remove(std::slice::from_ref(&new), false).err().unwrap().to_string();
         assert!(error.contains("only sound checkpoint") && error.contains("--force"), "{error}");
-        remove(&[old.clone()], false).unwrap();
+        remove(std::slice::from_ref(&old), false).unwrap();
         assert!(!old.exists() && new.exists());
         let error = remove(&[run.path().to_owned()], true).err().unwrap().to_string();
         assert!(error.contains("name the step-NNNNNN folders"), "{error}");
-        remove(&[new.clone()], true).unwrap();
+        remove(std::slice::from_ref(&new), true).unwrap();
         assert!(!new.exists());
     }
 
@@ -212,10 +212,10 @@ mod tests {
         let run = RunFolder::open(root.path()).unwrap();
         commit(root.path(), 4);
         let new = commit(root.path(), 8);
-        let error = remove(&[new.clone()], false).err().unwrap().to_string();
+        let error = remove(std::slice::from_ref(&new), false).err().unwrap().to_string();
         assert!(error.contains("is in use by another job"), "{error}");
         drop(run);
-        remove(&[new.clone()], false).unwrap();
+        remove(std::slice::from_ref(&new), false).unwrap();
         assert!(!new.exists());
     }
 }

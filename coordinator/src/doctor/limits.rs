@@ -10,10 +10,10 @@ const OPEN_FILES: u64 = 4_096;
 const PROCESSES: u64 = 4_096;
 
 pub(super) fn examine() -> Vec<Finding> {
-    let soft = |resource| getrlimit(resource).map(|(soft, hard)| (soft, hard)).ok();
+    let limits = |resource| getrlimit(resource).ok();
     vec![
-        judge("open files", soft(Resource::RLIMIT_NOFILE), OPEN_FILES, "n"),
-        judge("processes", soft(Resource::RLIMIT_NPROC), PROCESSES, "u"),
+        judge("open files", limits(Resource::RLIMIT_NOFILE), OPEN_FILES, "n"),
+        judge("processes", limits(Resource::RLIMIT_NPROC), PROCESSES, "u"),
     ]
 }
 

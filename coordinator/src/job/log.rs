@@ -219,7 +219,7 @@ mod tests {
         std::fs::write(&path, format!("{text}\n{{\"stage\":\"sft\",\"st")).unwrap();
         let log = RunLog::open(path.clone()).unwrap();
         assert!(log.seconds() >= 70.5);
-        assert_eq!(log.steps_of("sft"), [figures.clone()]);
+        assert_eq!(log.steps_of("sft"), std::slice::from_ref(&figures));
         log.step("sft", 2, &figures).unwrap();
         let lines = std::fs::read_to_string(&path).unwrap();
         assert_eq!(lines.lines().count(), 2);

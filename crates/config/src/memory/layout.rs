@@ -89,7 +89,7 @@ impl Layout {
         machine: &Machine,
         recipe: &Recipe,
         shapes: &ModelShapes,
-    ) -> Result<(), Misfit> {
+    ) -> Result<(), Box<Misfit>> {
         let device = machine.gpu_bytes.iter().min().copied();
         for (gpu, available) in [(false, Some(machine.memory_bytes)), (true, device)] {
             let (Some(available_bytes), Some((stage, needed_bytes))) = (available, self.worst(gpu))
@@ -97,14 +97,14 @@ impl Layout {
                 continue;
             };
             if needed_bytes > available_bytes {
-                return Err(Misfit {
+                return Err(Box::new(Misfit {
                     stage: stage.stage.clone(),
                     of: if gpu { "a GPU" } else { "memory" },
                     needed_bytes,
                     available_bytes,
                     largest: stage.largest(gpu),
                     remedies: remedies(recipe, shapes, stage, gpu),
-                });
+                }));
             }
         }
         Ok(())

@@ -5,7 +5,9 @@ use std::collections::BTreeMap;
 use super::engine::{EngineShape, Trained};
 use super::inference::{Generator, ResidentModel, Scorer};
 use super::{DecoderShape, Head, PhaseMemory, RoleMemory};
-use crate::schema::{Component, CriticConfig, GroupConfig, OptimizerConfig, ScoreHeadConfig, Stage};
+use crate::schema::{
+    Component, CriticConfig, GroupConfig, OptimizerConfig, ScoreHeadConfig, Stage,
+};
 use crate::{LoraConfig, LoraTarget, MomentState, Recipe, derive};
 
 /// Bytes of AdamW's two moments: in fp32, or as codes with a scale for every 256.
@@ -356,7 +358,8 @@ mod tests {
 
     #[test]
     fn critics_are_counted_and_a_policy_with_adapters_has_no_reference() {
-        let mut recipe = recipe(&["groups.cost_critic.world_size=2"]);
+        let mut recipe = recipe(&[]);
+        recipe.groups.cost_critic.world_size = 2;
         let critic: CriticConfig = toml::from_str("optimizer = { learning_rate = 1e-5 }").unwrap();
         recipe.algorithm.critic = Some(critic.clone());
         recipe.algorithm.cost_critic = Some(critic);
