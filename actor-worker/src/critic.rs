@@ -47,7 +47,11 @@ impl ActorCalls {
         let (samples, sums) = self.learnt(&request, &signal).await?;
         let count = samples.len().max(1) as f64;
         let mut metrics = self
-            .on_model(move |model| plumb_engine::update_values(model, &samples, &update))
+            .on_model(move |model| {
+                let metrics = plumb_engine::update_values(model, &samples, &update);
+                plumb_torch::allocator::give_back();
+                metrics
+            })
             .await?;
         metrics.insert("advantage_mean".to_owned(), sums.advantage / sums.tokens.max(1.0));
         metrics.insert("score_with_kl_mean".to_owned(), sums.reward / count);

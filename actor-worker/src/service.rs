@@ -326,6 +326,7 @@ impl ActorCalls {
         let updated = self.device.run(move |role| {
             role.check_next(policy_version)?;
             let metrics = plumb_engine::update_policy(role.model()?, &samples, &update);
+            plumb_torch::allocator::give_back();
             let metrics = metrics.map_err(status)?;
             role.set_policy_version(policy_version);
             Ok::<_, Status>(metrics)

@@ -9,6 +9,7 @@
 #include <malloc.h>
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 #include <iterator>
@@ -27,41 +28,81 @@ constexpr size_t kPageBytes = 4096;
 
 Header* header_of(void* data) { return static_cast<Header*>(data) - 1; }
 
-// Freed blocks that the next layer may take, newest first, up to a bound.
+// Freed blocks that the next layer may take, newest first. What is in use and what is kept together
+// are never more than was in use at once before, or than what is in use and the limit.
 class FreeBlocks {
  public:
+  // A kept block of this size, or null: then the caller maps one.
   void* take(size_t bytes) {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    for (auto block = blocks_.begin(); block != blocks_.end(); ++block) {
-      if (block->second != bytes) continue;
-      void* base = block->first;
-      held_bytes_ -= bytes;
-      blocks_.erase(block);
-      return base;
+    Blocks superfluous;
+    void* base = nullptr;
+    {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      for (auto block = blocks_.begin(); block != blocks_.end(); ++block) {
+        if (block->second != bytes) continue;
+        base = block->first;
+        kept_bytes_ -= bytes;
+        blocks_.erase(block);
+        break;
+      }
+      used_bytes_ += bytes;
+      most_bytes_ = std::max(most_bytes_, used_bytes_);
+      superfluous = shrink();
     }
-    return nullptr;
+    unmap(superfluous);
+    return base;
   }
 
   void put(void* base, size_t bytes) {
-    std::list<std::pair<void*, size_t>> superfluous;
+    Blocks superfluous;
     {
       const std::lock_guard<std::mutex> lock(mutex_);
       blocks_.emplace_front(base, bytes);
-      held_bytes_ += bytes;
-      while (held_bytes_ > limit_bytes_) {
-        held_bytes_ -= blocks_.back().second;
-        superfluous.splice(superfluous.end(), blocks_, std::prev(blocks_.end()));
-      }
+      kept_bytes_ += bytes;
+      used_bytes_ -= bytes;
+      superfluous = shrink();
     }
-    for (const auto& block : superfluous) ::munmap(block.first, block.second);
+    unmap(superfluous);
   }
 
-  void limit(size_t bytes) { limit_bytes_ = bytes; }
+  // Forgets how much was in use at once: the limit alone holds for what is kept now.
+  void give_back() {
+    Blocks superfluous;
+    {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      most_bytes_ = used_bytes_;
+      superfluous = shrink();
+    }
+    unmap(superfluous);
+  }
+
+  void limit(size_t bytes) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    limit_bytes_ = bytes;
+  }
 
  private:
+  using Blocks = std::list<std::pair<void*, size_t>>;
+
+  Blocks shrink() {
+    Blocks superfluous;
+    const size_t allowed = std::max(limit_bytes_, most_bytes_ - used_bytes_);
+    while (kept_bytes_ > allowed) {
+      kept_bytes_ -= blocks_.back().second;
+      superfluous.splice(superfluous.end(), blocks_, std::prev(blocks_.end()));
+    }
+    return superfluous;
+  }
+
+  static void unmap(const Blocks& blocks) {
+    for (const auto& block : blocks) ::munmap(block.first, block.second);
+  }
+
   std::mutex mutex_;
-  std::list<std::pair<void*, size_t>> blocks_;
-  size_t held_bytes_ = 0;
+  Blocks blocks_;
+  size_t kept_bytes_ = 0;
+  size_t used_bytes_ = 0;
+  size_t most_bytes_ = 0;
   size_t limit_bytes_ = 0;
 };
 
@@ -151,6 +192,8 @@ char* plumb_allocator_install(size_t mapped_from, size_t reused_up_to, size_t ke
                 "the C library's allocator does not take its settings");
   });
 }
+
+void plumb_allocator_give_back() { free_blocks().give_back(); }
 
 // A vector of `elements` zeros of `like`'s type in a mapping of its own.
 char* plumb_mapped_zeros(const at::Tensor* like, int64_t elements, at::Tensor** result) {

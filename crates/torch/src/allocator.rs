@@ -19,7 +19,8 @@ use crate::ffi;
 const MAPPED_FROM_BYTES: usize = 1 << 20;
 /// Larger blocks, such as logits, are given back at once.
 const REUSED_UP_TO_BYTES: usize = 32 << 20;
-/// Freed blocks that are kept for the next layer, together.
+/// Freed blocks that are kept for the next layer, together; more only as long as they and what is in
+/// use are not above what was in use at once before.
 const KEPT_BYTES: usize = 128 << 20;
 /// A smaller vector of a model is not worth a mapping.
 const VECTOR_MAPPED_FROM_BYTES: usize = 256 << 10;
@@ -34,6 +35,13 @@ pub fn keep_resident_memory_small() -> Result<(), TorchError> {
     let answer =
         unsafe { ffi::plumb_allocator_install(MAPPED_FROM_BYTES, REUSED_UP_TO_BYTES, KEPT_BYTES) };
     check("allocator", answer)
+}
+
+/// Gives back what is kept above the bound; for the end of an update, when other roles of the node
+/// work. Touching that memory again costs a page fault for every 4 KiB.
+pub fn give_back() {
+    // SAFETY: takes nothing and guards its state by a lock.
+    unsafe { ffi::plumb_allocator_give_back() };
 }
 
 /// A vector of zeros `[elements]`. On the CPU, if it is large, in a mapping of its own: not

@@ -82,6 +82,7 @@ unsafe extern "C" {
         reused_up_to: usize,
         kept: usize,
     ) -> Answer;
+    pub(crate) fn plumb_allocator_give_back();
     pub(crate) fn plumb_mapped_zeros(
         like: *const C_tensor,
         elements: i64,
