@@ -5,6 +5,8 @@
 
 #![allow(missing_docs, clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
+mod process;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -13,6 +15,8 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tempfile::TempDir;
+
+use process::{children_of, lives};
 
 /// Generous for a busy machine; every wait ends as soon as its condition holds.
 const PATIENCE: Duration = Duration::from_secs(240);
@@ -112,27 +116,6 @@ impl Job {
             std::thread::sleep(Duration::from_millis(50));
         }
     }
-}
-
-fn children_of(parent: u32) -> Vec<(u32, String)> {
-    let mut children = Vec::new();
-    for entry in std::fs::read_dir("/proc").unwrap().flatten() {
-        let Ok(pid) = entry.file_name().to_string_lossy().parse::<u32>() else { continue };
-        let Ok(stat) = std::fs::read_to_string(entry.path().join("stat")) else { continue };
-        // `pid (name) state parent ...`; the name may hold anything but is cut to 15 bytes.
-        let Some((head, tail)) = stat.rsplit_once(')') else { continue };
-        let name = head.split_once('(').map(|(_, name)| name.to_owned()).unwrap_or_default();
-        if tail.split_whitespace().nth(1) == Some(&parent.to_string()) {
-            children.push((pid, name));
-        }
-    }
-    children
-}
-
-fn lives(pid: u32) -> bool {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    let state = stat.rsplit_once(')').and_then(|(_, tail)| tail.split_whitespace().next());
-    state.is_some_and(|state| state != "Z")
 }
 
 fn assert_gone(pids: &BTreeMap<u32, String>) {
